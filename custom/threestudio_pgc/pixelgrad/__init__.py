@@ -1,0 +1,22 @@
+"""The method: regulate a distillation gradient pixel by pixel. Torch only; knows no diffusion, no meshes, no host."""
+
+from .pullback import pullback, views_at_a_time
+from .rules import RULES, clip_norm, clip_value, none, normalize, pixel_norm, view_rms, zero_nonfinite
+from .statistics import gradient_statistics, nonfinite_pixels
+from .surrogate import surrogate_loss
+
+__all__ = [
+    "RULES",
+    "clip_norm",
+    "clip_value",
+    "gradient_statistics",
+    "none",
+    "nonfinite_pixels",
+    "normalize",
+    "pixel_norm",
+    "pullback",
+    "surrogate_loss",
+    "view_rms",
+    "views_at_a_time",
+    "zero_nonfinite",
+]
