@@ -1,12 +1,18 @@
 """The method: regulate a distillation gradient pixel by pixel. Torch only; knows no diffusion, no meshes, no host."""
 
+from .config import PULLBACKS, PGCConfig, check_pgc
 from .pullback import pullback, views_at_a_time
-from .rules import RULES, clip_norm, clip_value, none, normalize, pixel_norm, view_rms, zero_nonfinite
+from .rules import RULES, Norm, Rule, clip_norm, clip_value, none, normalize, pixel_norm, view_rms, zero_nonfinite
 from .statistics import gradient_statistics, nonfinite_pixels
 from .surrogate import surrogate_loss
 
 __all__ = [
+    "PULLBACKS",
     "RULES",
+    "Norm",
+    "PGCConfig",
+    "Rule",
+    "check_pgc",
     "clip_norm",
     "clip_value",
     "gradient_statistics",
