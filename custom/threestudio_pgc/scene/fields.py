@@ -1,0 +1,435 @@
+"""Texture fields: a multi-resolution hash grid followed by a small MLP.
+
+Mueller, Evans, Schied, Keller: "Instant Neural Graphics Primitives with a Multiresolution Hash Encoding", SIGGRAPH
+2022, section 3. The plain torch path runs on any device and is what the fused paths (numba on a CPU, tiny-cuda-nn on
+CUDA) are measured against.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import importlib.util
+import itertools
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+BACKENDS = ("auto", "torch", "numba", "tcnn")
+
+# Factors of the spatial hash (eq. 4). The first is 1 so that neighbours along x stay neighbours in memory.
+_PRIME_Y = 2654435761
+_PRIME_Z = 805459861
+
+
+@dataclasses.dataclass(frozen=True)
+class FieldConfig:
+    """Size of a texture field.
+
+    Attributes:
+        n_levels: resolutions of the grid, L.
+        n_features_per_level: features per lattice node and level, F.
+        log2_hashmap_size: a level holds at most 2**log2_hashmap_size nodes; a finer lattice is hashed into that many.
+        base_resolution: lattice nodes per axis at the coarsest level.
+        max_resolution: lattice nodes per axis at the finest level; those between grow geometrically.
+        bound: the field lives in [-bound, bound]^3; points outside read the nearest point of its surface.
+        hidden_width, hidden_layers, bias: the MLP between the L*F grid features and the output, ReLU after each hidden
+            layer.
+        n_output: features returned per point, C.
+        backend: "auto" (the fastest that is present), "torch", "numba" (CPU) or "tcnn" (CUDA).
+    """
+
+    n_levels: int = 16
+    n_features_per_level: int = 2
+    log2_hashmap_size: int = 19
+    base_resolution: int = 16
+    max_resolution: int = 4096
+    bound: float = 1.0
+    hidden_width: int = 32
+    hidden_layers: int = 1
+    bias: bool = True
+    n_output: int = 3
+    backend: str = "auto"
+
+
+FIELD_PRESETS: dict[str, FieldConfig] = {
+    # The PGC authors' texture field: 3.64 M parameters.
+    "reference": FieldConfig(n_levels=16, n_features_per_level=4, log2_hashmap_size=16, hidden_layers=1, bias=True),
+    # Fantasia3D's (and nvdiffrec's) texture field: 12.6 M parameters.
+    "fantasia3d": FieldConfig(n_levels=16, n_features_per_level=2, log2_hashmap_size=19, hidden_layers=2, bias=False),
+    # For 128-pixel views on one CPU core: the finest cell is about half a pixel, each level's table fits in the cache.
+    "pocket": FieldConfig(n_levels=8, n_features_per_level=2, log2_hashmap_size=16, base_resolution=8, max_resolution=256),
+}
+
+
+def field_config(preset: str = "reference", **overrides) -> FieldConfig:
+    """The preset of that name with some entries replaced.
+
+    Raises:
+        ValueError: for an unknown preset or entry, naming the nearest known one.
+    """
+    if preset not in FIELD_PRESETS:
+        raise ValueError(f"field preset: found {preset!r}, wanted one of {', '.join(FIELD_PRESETS)}{_nearest(preset, FIELD_PRESETS)}")
+    known = [field.name for field in dataclasses.fields(FieldConfig)]
+    for key in overrides:
+        if key not in known:
+            raise ValueError(f"field config: unknown key {key!r}, wanted one of {', '.join(known)}{_nearest(key, known)}")
+    return dataclasses.replace(FIELD_PRESETS[preset], **overrides)
+
+
+def _nearest(name: str, known) -> str:
+    match = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {match[0]!r}?)" if match else ""
+
+
+class HashGridEncoding(nn.Module):
+    """Multi-resolution hash grid: trilinear interpolation of learnt features on L lattices of growing resolution.
+
+    Level l has N_l = ceil(N_min * b^l) nodes per axis, b = (N_max / N_min)^(1 / (L - 1)) (eq. 2 and 3), the outermost
+    ones on the faces of the cube. A lattice that fits the table is stored densely, a finer one through the spatial hash
+    of eq. 4. `table` is (sum of nodes, F), level after level. With tiny-cuda-nn the table is that library's own, and a
+    checkpoint of the one does not load into the other.
+
+    Raises:
+        ValueError: for an argument out of range or a backend that is unknown or absent, naming it.
+    """
+
+    def __init__(
+        self,
+        n_levels: int = 16,
+        n_features_per_level: int = 2,
+        log2_hashmap_size: int = 19,
+        base_resolution: int = 16,
+        max_resolution: int = 4096,
+        bound: float = 1.0,
+        backend: str = "auto",
+    ):
+        super().__init__()
+        _require(backend in BACKENDS, "backend", backend, f"one of {', '.join(BACKENDS)}")
+        _require(n_levels >= 1, "n_levels", n_levels, "at least 1")
+        _require(n_features_per_level >= 1, "n_features_per_level", n_features_per_level, "at least 1")
+        _require(3 <= log2_hashmap_size <= 28, "log2_hashmap_size", log2_hashmap_size, "3 to 28")
+        _require(base_resolution >= 2, "base_resolution", base_resolution, "at least 2")
+        _require(
+            max_resolution >= base_resolution,
+            "max_resolution",
+            max_resolution,
+            f"at least base_resolution ({base_resolution})",
+        )
+        _require(bound > 0, "bound", bound, "a positive number")
+        self.n_levels = n_levels
+        self.n_features_per_level = n_features_per_level
+        self.n_output = n_levels * n_features_per_level
+        self.bound = float(bound)
+        self.backend = backend
+
+        self.per_level_scale = (max_resolution / base_resolution) ** (1 / max(n_levels - 1, 1))
+        # The small number keeps 16 * b^15 = 4096.0000001 from becoming 4097.
+        resolutions = [math.ceil(base_resolution * self.per_level_scale**level - 1e-6) for level in range(n_levels)]
+        hashmap_size = 2**log2_hashmap_size
+        sizes = [min(resolution**3, hashmap_size) for resolution in resolutions]
+        offsets = [0, *itertools.accumulate(sizes)]
+        self.register_buffer("resolutions", torch.tensor(resolutions), persistent=False)
+        self.register_buffer("offsets", torch.tensor(offsets), persistent=False)
+        self._levels = list(zip(resolutions, offsets[:-1], sizes))
+
+        self.tcnn = None
+        if backend == "tcnn" or (backend == "auto" and torch.cuda.is_available() and _tcnn_present()):
+            self.tcnn = self._make_tcnn(log2_hashmap_size, base_resolution)
+        else:
+            self.table = nn.Parameter(torch.empty(offsets[-1], n_features_per_level).uniform_(-1e-4, 1e-4))
+
+    def forward(self, points: Tensor) -> Tensor:
+        """Features of points, differentiable in the table and (torch path and tiny-cuda-nn) in the points.
+
+        Args:
+            points: (N, 3) in [-bound, bound]; points outside are clamped to it, NaN counts as the lower bound.
+        Returns:
+            (N, L*F) in the table's dtype, level after level.
+        """
+        if self.tcnn is not None:
+            if points.shape[0] == 0:
+                return points.new_zeros(0, self.n_output)
+            return self.tcnn(self._to_unit(points)).to(torch.float32)
+        points = points.to(self.table.dtype)
+        if self.backend == "torch" or not points.is_cpu:
+            return self.forward_torch(points)
+        if points.requires_grad and torch.is_grad_enabled():
+            return self.forward_torch(points)  # the fused kernel has no gradient with respect to the points
+        return _FusedHashGrid.apply(points, self.table, self.resolutions, self.offsets, self.bound)
+
+    def forward_torch(self, points: Tensor) -> Tensor:
+        """The plain twin of the fused paths: same arguments and result, any device, also differentiable in points."""
+        unit = self._to_unit(points.to(self.table.dtype))
+        return torch.cat([self._level(unit, *level) for level in self._levels], dim=-1)
+
+    def _to_unit(self, points: Tensor) -> Tensor:
+        return (points * (0.5 / self.bound) + 0.5).nan_to_num(nan=0.0).clamp(0.0, 1.0)
+
+    def _level(self, unit: Tensor, resolution: int, offset: int, size: int) -> Tensor:
+        scaled = unit * (resolution - 1)
+        cell = scaled.detach().floor().clamp(max=resolution - 2)
+        fraction = scaled - cell
+        cell = cell.long()
+        features = 0.0
+        for corner in itertools.product((0, 1), repeat=3):
+            step = torch.tensor(corner, device=unit.device)
+            weight = torch.where(step.bool(), fraction, 1 - fraction).prod(dim=-1, keepdim=True)
+            x, y, z = (cell + step).unbind(-1)
+            if size == resolution**3:
+                index = x + resolution * (y + resolution * z)
+            else:
+                index = (x ^ (y * _PRIME_Y) ^ (z * _PRIME_Z)) % size
+            features = features + weight * self.table[index + offset]
+        return features
+
+    def _make_tcnn(self, log2_hashmap_size: int, base_resolution: int) -> nn.Module:
+        try:
+            import tinycudann
+        except (ImportError, OSError) as error:  # it raises OSError where no CUDA device is found
+            raise ValueError(f"field backend: found 'tcnn', but tinycudann cannot be imported ({error}); wanted torch or numba") from error
+        return tinycudann.Encoding(
+            3,
+            {
+                "otype": "HashGrid",
+                "n_levels": self.n_levels,
+                "n_features_per_level": self.n_features_per_level,
+                "log2_hashmap_size": log2_hashmap_size,
+                "base_resolution": base_resolution,
+                "per_level_scale": self.per_level_scale,
+            },
+            dtype=torch.float32,
+        )
+
+    def extra_repr(self) -> str:
+        nodes = f"{self._levels[0][0]} -> {self._levels[-1][0]} nodes"
+        return f"{self.n_levels} levels x {self.n_features_per_level} features, {nodes}, backend={self.backend}"
+
+
+class TextureField(nn.Module):
+    """Hash grid followed by an MLP: points on a surface -> raw features, to be read by a material."""
+
+    def __init__(self, config: FieldConfig | None = None):
+        super().__init__()
+        config = config or FIELD_PRESETS["reference"]
+        _require(config.hidden_layers >= 0, "hidden_layers", config.hidden_layers, "at least 0")
+        _require(config.hidden_width >= 1, "hidden_width", config.hidden_width, "at least 1")
+        _require(config.n_output >= 1, "n_output", config.n_output, "at least 1")
+        self.config = config
+        self.encoding = HashGridEncoding(
+            config.n_levels,
+            config.n_features_per_level,
+            config.log2_hashmap_size,
+            config.base_resolution,
+            config.max_resolution,
+            config.bound,
+            config.backend,
+        )
+        widths = [self.encoding.n_output, *[config.hidden_width] * config.hidden_layers, config.n_output]
+        layers: list[nn.Module] = []
+        for wide, narrow in itertools.pairwise(widths):
+            layers += [nn.Linear(wide, narrow, bias=config.bias), nn.ReLU()]
+        self.mlp = nn.Sequential(*layers[:-1])
+
+    @classmethod
+    def from_preset(cls, preset: str = "reference", **overrides) -> TextureField:
+        """A field sized by `field_config(preset, **overrides)`."""
+        return cls(field_config(preset, **overrides))
+
+    def forward(self, points: Tensor) -> Tensor:
+        """Raw features, unbounded, float32 (or the field's dtype).
+
+        Args:
+            points: (N, 3) in [-bound, bound], N may be 0; see HashGridEncoding.forward for points outside.
+        Returns:
+            (N, C)
+        """
+        return self.mlp(self.encoding(points))
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Parameters by part, {"encoding": [...], "mlp": [...]}: the grid usually learns ten times as fast as the MLP."""
+        return {"encoding": list(self.encoding.parameters()), "mlp": list(self.mlp.parameters())}
+
+
+@torch.no_grad()
+def evaluate_in_chunks(
+    function: Callable[[Tensor], Tensor],
+    points: Tensor,
+    *,
+    chunk: int = 2**16,
+    progress: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """function(points) a few rows at a time, without gradients.
+
+    Args:
+        function: (n, 3) -> (n, C)
+        points: (N, 3)
+        chunk: rows per call; memory grows with it.
+        progress: called as progress(rows done, N) after each chunk.
+    Returns:
+        (N, C); for N = 0 whatever function returns for (0, 3).
+    """
+    if chunk < 1:
+        raise ValueError(f"chunk: found {chunk}, wanted at least 1")
+    if points.shape[0] == 0:
+        return function(points)
+    result = None
+    for start in range(0, points.shape[0], chunk):
+        part = function(points[start : start + chunk])
+        if result is None:
+            result = part.new_empty(points.shape[0], *part.shape[1:])
+        result[start : start + chunk] = part
+        if progress is not None:
+            progress(min(start + chunk, points.shape[0]), points.shape[0])
+    return result
+
+
+def _require(condition: bool, key: str, found, wanted: str) -> None:
+    if not condition:
+        raise ValueError(f"field {key}: found {found!r}, wanted {wanted}")
+
+
+def _tcnn_present() -> bool:
+    return importlib.util.find_spec("tinycudann") is not None
+
+
+class _FusedHashGrid(torch.autograd.Function):
+    """All levels of the grid in one compiled loop, the table's gradient in another. CPU, no gradient to the points."""
+
+    @staticmethod
+    def forward(ctx, points, table, resolutions, offsets, bound):
+        points = points.detach().contiguous()
+        table_ = table.detach().contiguous()
+        ctx.save_for_backward(points, resolutions, offsets)
+        ctx.bound = bound
+        ctx.table_shape = table.shape
+        features = table_.shape[1]
+        output = table_.new_empty(points.shape[0], resolutions.shape[0] * features)
+        if points.shape[0]:
+            forward, _ = _kernels(features)
+            forward(points.numpy(), table_.numpy(), resolutions.numpy(), offsets.numpy(), 0.5 / bound, output.numpy())
+        return output
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_output):
+        points, resolutions, offsets = ctx.saved_tensors
+        grad_table = points.new_zeros(ctx.table_shape)
+        if points.shape[0]:
+            _, backward = _kernels(ctx.table_shape[1])
+            grad = grad_output.contiguous().numpy()
+            backward(points.numpy(), grad, resolutions.numpy(), offsets.numpy(), 0.5 / ctx.bound, grad_table.numpy())
+        return None, grad_table, None, None, None
+
+
+@functools.cache
+def _kernels(n_features: int):
+    """Compiled (forward, backward) for that many features per level: a constant lets the compiler unroll the inner loops.
+
+    Levels are the outer loop, so that one level's table at a time stays in the core's cache. Serial on purpose: a second
+    thread pool beside torch's costs more than it brings. No fastmath: contracting the lattice coordinate into one
+    multiply-add moves it by more than the twin's tolerance at the finest level, and NaN comparisons keep bad points
+    inside the table.
+    """
+    import numpy as np
+    from numba import njit
+
+    prime_y = np.uint32(_PRIME_Y)
+    prime_z = np.uint32(_PRIME_Z)
+    compiled = njit(nogil=True, cache=True, error_model="numpy")
+
+    @compiled
+    def corners(points, n, scale, half, one, cells, last, resolution, mask, dense):
+        """The eight table rows around point n, x fastest, and its position in the cell."""
+        zero = half - half
+        x = points[n, 0] * scale + half
+        y = points[n, 1] * scale + half
+        z = points[n, 2] * scale + half
+        x = min(x, one) * cells if x > zero else zero
+        y = min(y, one) * cells if y > zero else zero
+        z = min(z, one) * cells if z > zero else zero
+        i = min(np.uint32(x), last)
+        j = min(np.uint32(y), last)
+        k = min(np.uint32(z), last)
+        fx = x - i
+        fy = y - j
+        fz = z - k
+        i1 = np.uint32(i + np.uint32(1))
+        if dense:
+            a = np.uint32(resolution * np.uint32(j + resolution * k))
+            b = np.uint32(a + resolution)
+            c = np.uint32(a + resolution * resolution)
+            d = np.uint32(c + resolution)
+            rows = (a + i, a + i1, b + i, b + i1, c + i, c + i1, d + i, d + i1)
+        else:
+            j0 = np.uint32(j * prime_y)
+            j1 = np.uint32(j0 + prime_y)
+            k0 = np.uint32(k * prime_z)
+            k1 = np.uint32(k0 + prime_z)
+            a, b, c, d = j0 ^ k0, j1 ^ k0, j0 ^ k1, j1 ^ k1
+            rows = (
+                (a ^ i) & mask,
+                (a ^ i1) & mask,
+                (b ^ i) & mask,
+                (b ^ i1) & mask,
+                (c ^ i) & mask,
+                (c ^ i1) & mask,
+                (d ^ i) & mask,
+                (d ^ i1) & mask,
+            )
+        return rows, fx, fy, fz
+
+    @compiled
+    def forward(points, table, resolutions, offsets, scale, output):
+        kind = table.dtype.type
+        half, one = kind(0.5), kind(1.0)
+        for level in range(resolutions.shape[0]):
+            nodes = offsets[level + 1] - offsets[level]
+            dense = nodes == resolutions[level] ** 3
+            values = table[offsets[level] : offsets[level + 1]]
+            mask = np.uint32(nodes - 1)
+            resolution = np.uint32(resolutions[level])
+            last = np.uint32(resolutions[level] - 2)
+            cells = kind(resolutions[level] - 1)
+            for n in range(points.shape[0]):
+                rows, fx, fy, fz = corners(points, n, kind(scale), half, one, cells, last, resolution, mask, dense)
+                gx, gy, gz = one - fx, one - fy, one - fz
+                w0, w1, w2, w3 = gy * gz, fy * gz, gy * fz, fy * fz
+                for f in range(n_features):
+                    value = (gx * values[rows[0], f] + fx * values[rows[1], f]) * w0
+                    value += (gx * values[rows[2], f] + fx * values[rows[3], f]) * w1
+                    value += (gx * values[rows[4], f] + fx * values[rows[5], f]) * w2
+                    value += (gx * values[rows[6], f] + fx * values[rows[7], f]) * w3
+                    output[n, level * n_features + f] = value
+
+    @compiled
+    def backward(points, grad_output, resolutions, offsets, scale, grad_table):
+        kind = grad_table.dtype.type
+        half, one = kind(0.5), kind(1.0)
+        for level in range(resolutions.shape[0]):
+            nodes = offsets[level + 1] - offsets[level]
+            dense = nodes == resolutions[level] ** 3
+            values = grad_table[offsets[level] : offsets[level + 1]]
+            mask = np.uint32(nodes - 1)
+            resolution = np.uint32(resolutions[level])
+            last = np.uint32(resolutions[level] - 2)
+            cells = kind(resolutions[level] - 1)
+            for n in range(points.shape[0]):
+                rows, fx, fy, fz = corners(points, n, kind(scale), half, one, cells, last, resolution, mask, dense)
+                gx, gy, gz = one - fx, one - fy, one - fz
+                w0, w1, w2, w3 = gy * gz, fy * gz, gy * fz, fy * fz
+                for f in range(n_features):
+                    grad = grad_output[n, level * n_features + f]
+                    values[rows[0], f] += gx * w0 * grad
+                    values[rows[1], f] += fx * w0 * grad
+                    values[rows[2], f] += gx * w1 * grad
+                    values[rows[3], f] += fx * w1 * grad
+                    values[rows[4], f] += gx * w2 * grad
+                    values[rows[5], f] += fx * w2 * grad
+                    values[rows[6], f] += gx * w3 * grad
+                    values[rows[7], f] += fx * w3 * grad
+
+    return forward, backward
