@@ -1,0 +1,1 @@
+"""What is optimised and how it is seen: meshes, cameras, rasterisers, G-buffers, fields. Knows no diffusion and no host."""
