@@ -1,0 +1,1 @@
+"""Frozen 2D diffusion priors built on diffusers. Knows no meshes and no host."""
