@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import functools
 import importlib.util
 import itertools
 import math
@@ -20,9 +19,9 @@ from torch import Tensor, nn
 
 BACKENDS = ("auto", "torch", "numba", "tcnn")
 
-# Factors of the spatial hash (eq. 4). The first is 1 so that neighbours along x stay neighbours in memory.
-_PRIME_Y = 2654435761
-_PRIME_Z = 805459861
+# Factors of the spatial hash (eq. 4). That of x is 1, so that neighbours along x stay neighbours in memory.
+PRIME_Y = 2654435761
+PRIME_Z = 805459861
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,7 +181,7 @@ class HashGridEncoding(nn.Module):
             if size == resolution**3:
                 index = x + resolution * (y + resolution * z)
             else:
-                index = (x ^ (y * _PRIME_Y) ^ (z * _PRIME_Z)) % size
+                index = (x ^ (y * PRIME_Y) ^ (z * PRIME_Z)) % size
             features = features + weight * self.table[index + offset]
         return features
 
@@ -309,7 +308,9 @@ class _FusedHashGrid(torch.autograd.Function):
         features = table_.shape[1]
         output = table_.new_empty(points.shape[0], resolutions.shape[0] * features)
         if points.shape[0]:
-            forward, _ = _kernels(features)
+            from .field_kernels import hash_grid_kernels  # compiled code: not wanted where only the torch path is
+
+            forward, _ = hash_grid_kernels(features)
             forward(points.numpy(), table_.numpy(), resolutions.numpy(), offsets.numpy(), 0.5 / bound, output.numpy())
         return output
 
@@ -319,117 +320,9 @@ class _FusedHashGrid(torch.autograd.Function):
         points, resolutions, offsets = ctx.saved_tensors
         grad_table = points.new_zeros(ctx.table_shape)
         if points.shape[0]:
-            _, backward = _kernels(ctx.table_shape[1])
+            from .field_kernels import hash_grid_kernels
+
+            _, backward = hash_grid_kernels(ctx.table_shape[1])
             grad = grad_output.contiguous().numpy()
             backward(points.numpy(), grad, resolutions.numpy(), offsets.numpy(), 0.5 / ctx.bound, grad_table.numpy())
         return None, grad_table, None, None, None
-
-
-@functools.cache
-def _kernels(n_features: int):
-    """Compiled (forward, backward) for that many features per level: a constant lets the compiler unroll the inner loops.
-
-    Levels are the outer loop, so that one level's table at a time stays in the core's cache. Serial on purpose: a second
-    thread pool beside torch's costs more than it brings. No fastmath: contracting the lattice coordinate into one
-    multiply-add moves it by more than the twin's tolerance at the finest level, and NaN comparisons keep bad points
-    inside the table.
-    """
-    import numpy as np
-    from numba import njit
-
-    prime_y = np.uint32(_PRIME_Y)
-    prime_z = np.uint32(_PRIME_Z)
-    compiled = njit(nogil=True, cache=True, error_model="numpy")
-
-    @compiled
-    def corners(points, n, scale, half, one, cells, last, resolution, mask, dense):
-        """The eight table rows around point n, x fastest, and its position in the cell."""
-        zero = half - half
-        x = points[n, 0] * scale + half
-        y = points[n, 1] * scale + half
-        z = points[n, 2] * scale + half
-        x = min(x, one) * cells if x > zero else zero
-        y = min(y, one) * cells if y > zero else zero
-        z = min(z, one) * cells if z > zero else zero
-        i = min(np.uint32(x), last)
-        j = min(np.uint32(y), last)
-        k = min(np.uint32(z), last)
-        fx = x - i
-        fy = y - j
-        fz = z - k
-        i1 = np.uint32(i + np.uint32(1))
-        if dense:
-            a = np.uint32(resolution * np.uint32(j + resolution * k))
-            b = np.uint32(a + resolution)
-            c = np.uint32(a + resolution * resolution)
-            d = np.uint32(c + resolution)
-            rows = (a + i, a + i1, b + i, b + i1, c + i, c + i1, d + i, d + i1)
-        else:
-            j0 = np.uint32(j * prime_y)
-            j1 = np.uint32(j0 + prime_y)
-            k0 = np.uint32(k * prime_z)
-            k1 = np.uint32(k0 + prime_z)
-            a, b, c, d = j0 ^ k0, j1 ^ k0, j0 ^ k1, j1 ^ k1
-            rows = (
-                (a ^ i) & mask,
-                (a ^ i1) & mask,
-                (b ^ i) & mask,
-                (b ^ i1) & mask,
-                (c ^ i) & mask,
-                (c ^ i1) & mask,
-                (d ^ i) & mask,
-                (d ^ i1) & mask,
-            )
-        return rows, fx, fy, fz
-
-    @compiled
-    def forward(points, table, resolutions, offsets, scale, output):
-        kind = table.dtype.type
-        half, one = kind(0.5), kind(1.0)
-        for level in range(resolutions.shape[0]):
-            nodes = offsets[level + 1] - offsets[level]
-            dense = nodes == resolutions[level] ** 3
-            values = table[offsets[level] : offsets[level + 1]]
-            mask = np.uint32(nodes - 1)
-            resolution = np.uint32(resolutions[level])
-            last = np.uint32(resolutions[level] - 2)
-            cells = kind(resolutions[level] - 1)
-            for n in range(points.shape[0]):
-                rows, fx, fy, fz = corners(points, n, kind(scale), half, one, cells, last, resolution, mask, dense)
-                gx, gy, gz = one - fx, one - fy, one - fz
-                w0, w1, w2, w3 = gy * gz, fy * gz, gy * fz, fy * fz
-                for f in range(n_features):
-                    value = (gx * values[rows[0], f] + fx * values[rows[1], f]) * w0
-                    value += (gx * values[rows[2], f] + fx * values[rows[3], f]) * w1
-                    value += (gx * values[rows[4], f] + fx * values[rows[5], f]) * w2
-                    value += (gx * values[rows[6], f] + fx * values[rows[7], f]) * w3
-                    output[n, level * n_features + f] = value
-
-    @compiled
-    def backward(points, grad_output, resolutions, offsets, scale, grad_table):
-        kind = grad_table.dtype.type
-        half, one = kind(0.5), kind(1.0)
-        for level in range(resolutions.shape[0]):
-            nodes = offsets[level + 1] - offsets[level]
-            dense = nodes == resolutions[level] ** 3
-            values = grad_table[offsets[level] : offsets[level + 1]]
-            mask = np.uint32(nodes - 1)
-            resolution = np.uint32(resolutions[level])
-            last = np.uint32(resolutions[level] - 2)
-            cells = kind(resolutions[level] - 1)
-            for n in range(points.shape[0]):
-                rows, fx, fy, fz = corners(points, n, kind(scale), half, one, cells, last, resolution, mask, dense)
-                gx, gy, gz = one - fx, one - fy, one - fz
-                w0, w1, w2, w3 = gy * gz, fy * gz, gy * fz, fy * fz
-                for f in range(n_features):
-                    grad = grad_output[n, level * n_features + f]
-                    values[rows[0], f] += gx * w0 * grad
-                    values[rows[1], f] += fx * w0 * grad
-                    values[rows[2], f] += gx * w1 * grad
-                    values[rows[3], f] += fx * w1 * grad
-                    values[rows[4], f] += gx * w2 * grad
-                    values[rows[5], f] += fx * w2 * grad
-                    values[rows[6], f] += gx * w3 * grad
-                    values[rows[7], f] += fx * w3 * grad
-
-    return forward, backward
