@@ -99,16 +99,20 @@ class TriangleMesh:
         return self.frame.apply(self.vertices.detach().cpu().numpy())
 
 
+def _builtin_files() -> dict[str, Path]:
+    return {path.stem: path for path in sorted(BUILTIN_DIRECTORY.glob("*")) if path.suffix in (".ply", ".obj")}
+
+
 def builtin_mesh_names() -> list[str]:
-    return sorted(path.stem for path in BUILTIN_DIRECTORY.glob("*.ply"))
+    return list(_builtin_files())
 
 
 def builtin_mesh_path(name: str) -> Path:
     """File of a bundled mesh. Raises MeshError for an unknown name, listing the known ones."""
-    path = BUILTIN_DIRECTORY / f"{name}.ply"
-    if name not in builtin_mesh_names():
-        raise MeshError(f"{BUILTIN_PREFIX}{name}: no such bundled mesh; there are {', '.join(builtin_mesh_names()) or 'none'}")
-    return path
+    files = _builtin_files()
+    if name not in files:
+        raise MeshError(f"{BUILTIN_PREFIX}{name}: no such bundled mesh; there are {', '.join(files) or 'none'}")
+    return files[name]
 
 
 def load_mesh(path: str | Path, *, max_faces: int = MAX_FACES, up: str | None = None) -> TriangleMesh:
