@@ -21,6 +21,7 @@ from torch import Tensor, nn
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 BUILTIN = "builtin:"
 HUB_TIMEOUT_S = 10
+MODEL_KEY = "pretrained_model_name_or_path"  # the configuration key of the main model, as errors name it
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 ATTENTION_MODES = ("sdpa", "sliced", "xformers")

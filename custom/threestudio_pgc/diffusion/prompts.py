@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .prior import (
+    MODEL_KEY,
     TEXT_ENCODERS,
     TOKENIZERS,
     Conditioning,
@@ -27,7 +28,7 @@ from .prior import (
     resolve_dtype,
 )
 
-VIEWS = ("side", "front", "back", "overhead")  # the host's order
+DIRECTIONS = ("side", "front", "back", "overhead")  # the host's order
 SMALL_VOCABULARY = 5000  # tokens; a full CLIP tokenizer has 49,408 and no unknown words worth a warning
 CACHE_FORMAT = "1"  # part of every key: raised when what is stored changes meaning
 _STOP_WORDS = frozenset("a an the of with and or in on at by for from to made is its".split())
@@ -53,27 +54,27 @@ class PromptEmbedding(NamedTuple):
 
 def view_prompts(prompt: str) -> list[str]:
     """The prompt from each side, in the order of `direction_index`: side, front, back, overhead."""
-    return [f"{prompt}, {view} view" for view in VIEWS]
+    return [f"{prompt}, {view} view" for view in DIRECTIONS]
 
 
 def direction_index(
     elevation_deg: Tensor,
     azimuth_deg: Tensor,
     *,
-    front_threshold: float = 45.0,
-    back_threshold: float = 45.0,
-    overhead_threshold: float = 60.0,
+    front: float = 45.0,
+    back: float = 45.0,
+    overhead: float = 60.0,
 ) -> Tensor:
     """Which of `view_prompts` a camera sees: (B,), (B,) degrees -> (B,) int64. Azimuth 0 (camera on +x) is the front.
 
-    overhead above 60 degrees of elevation; else front within 45 degrees of azimuth 0, back within 45 of 180, side between.
-    Thresholds are exclusive, any azimuth is wrapped.
+    overhead above `overhead` degrees of elevation; else front within `front` degrees of azimuth 0, back within `back` degrees of
+    180, side between. Thresholds are exclusive, any azimuth is wrapped.
     """
     azimuth = (azimuth_deg + 180) % 360 - 180
-    index = torch.full(azimuth.shape, VIEWS.index("side"), dtype=torch.int64, device=azimuth.device)
-    index[azimuth.abs() < front_threshold] = VIEWS.index("front")
-    index[azimuth.abs() > 180 - back_threshold] = VIEWS.index("back")
-    index[elevation_deg > overhead_threshold] = VIEWS.index("overhead")
+    index = torch.full(azimuth.shape, DIRECTIONS.index("side"), dtype=torch.int64, device=azimuth.device)
+    index[azimuth.abs() < front] = DIRECTIONS.index("front")
+    index[azimuth.abs() > 180 - back] = DIRECTIONS.index("back")
+    index[elevation_deg > overhead] = DIRECTIONS.index("overhead")
     return index
 
 
@@ -109,6 +110,7 @@ def encode_prompts_sdxl(
     prompts: Sequence[str],
     *,
     cache_dir: str | Path | None = None,
+    use_cache: bool = True,
     device: torch.device | str = "cpu",
     dtype: str | torch.dtype = "auto",
     zero_empty: bool = False,
@@ -119,7 +121,7 @@ def encode_prompts_sdxl(
     and the precision: another model in the same folder, or the same one elsewhere, is told apart rightly. The encoders are loaded
     only for prompts that are not there, and freed at the end. A file that cannot be read is encoded anew.
 
-    cache_dir   default `default_cache_dir()`
+    cache_dir   default `default_cache_dir()`; with use_cache False nothing is read or written
     zero_empty  the empty prompt is all zeros, as diffusers' pipelines do with a missing negative prompt, instead of encoded
 
     Warns with PromptWarning where a prompt is cut at the encoders' length or has words a small vocabulary lacks, and with
@@ -128,7 +130,7 @@ def encode_prompts_sdxl(
     device = torch.device(device)
     dtype = resolve_dtype(dtype, device)
     parts = [*TEXT_ENCODERS, *TOKENIZERS]
-    root = find_model(pretrained_model_name_or_path, "pretrained_model_name_or_path", parts, half=dtype != torch.float32)
+    root = find_model(pretrained_model_name_or_path, MODEL_KEY, parts, half=dtype != torch.float32)
     tokenizers = _load_tokenizers(root)
     lengths = [_max_length(root, tokenizer, part) for tokenizer, part in zip(tokenizers, TEXT_ENCODERS)]
     prompts = list(dict.fromkeys(prompts))
@@ -140,12 +142,13 @@ def encode_prompts_sdxl(
     files = {
         prompt: cache_dir / f"{_cache_key(model, prompt, lengths, dtype, zero_empty and not prompt)}.safetensors" for prompt in prompts
     }
-    encoded = {prompt: _read_cache(file) for prompt, file in files.items()}
+    encoded = {prompt: _read_cache(file) if use_cache else None for prompt, file in files.items()}
     missing = [prompt for prompt in prompts if encoded[prompt] is None]
     if missing:
         for prompt, item in zip(missing, _encode(root, missing, tokenizers, lengths, device, dtype, zero_empty)):
             encoded[prompt] = item
-            _write_cache(files[prompt], item)
+            if use_cache:
+                _write_cache(files[prompt], item)
     return encoded
 
 
@@ -184,12 +187,12 @@ def _load_encoder(model_class, root: Path, part):
             folder, variant=variant, use_safetensors=True, local_files_only=True, output_loading_info=True
         )
     except Exception as error:  # safetensors, transformers and torch each raise their own for a damaged file
-        raise PriorError(f"pretrained_model_name_or_path: the weights in {folder} cannot be loaded: {error}") from error
+        raise PriorError(f"{MODEL_KEY}: the weights in {folder} cannot be loaded: {error}") from error
     # Older files lack this buffer, which every version can recompute.
     missing = [name for name in info["missing_keys"] if not name.endswith("position_ids")]
     if missing:
         raise PriorError(
-            f"pretrained_model_name_or_path: the weights in {folder} do not fill its config.json: {len(missing)} tensors missing, "
+            f"{MODEL_KEY}: the weights in {folder} do not fill its config.json: {len(missing)} tensors missing, "
             f"first {sorted(missing)[0]}"
         )
     return encoder.eval().requires_grad_(False)
@@ -204,7 +207,7 @@ def _load_tokenizers(root: Path) -> list:
         try:
             tokenizers.append(CLIPTokenizer.from_pretrained(folder, local_files_only=True))
         except Exception as error:
-            raise PriorError(f"pretrained_model_name_or_path: the tokenizer in {folder} cannot be loaded: {error}") from error
+            raise PriorError(f"{MODEL_KEY}: the tokenizer in {folder} cannot be loaded: {error}") from error
     return tokenizers
 
 
@@ -345,6 +348,6 @@ def _words(prompt: str) -> list[str]:
 
 def _without_view(prompt: str) -> str:
     """What the user wrote: the direction is our own addition."""
-    for view in VIEWS:
+    for view in DIRECTIONS:
         prompt = prompt.removesuffix(f", {view} view")
     return prompt

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from . import schedule
 from .prior import (
     MODEL,
+    MODEL_KEY,
     SCHEDULER,
     UNET,
     VAE,
@@ -29,6 +30,9 @@ from .prior import (
     set_attention,
     without_autocast,
 )
+
+# Configuration keys, as errors name them.
+VAE_KEY, CONTROLNET_KEY = "vae_name_or_path", "controlnet_name_or_path"
 
 
 class SDXLPrior:
@@ -114,26 +118,24 @@ class SDXLPrior:
         device = torch.device(device)
         unet_dtype = resolve_dtype(dtype, device)
         half = unet_dtype != torch.float32
-        key = "pretrained_model_name_or_path"
+        key = MODEL_KEY
         parts = [UNET, SCHEDULER] + ([VAE] if vae is None else [])
         root = find_model(pretrained_model_name_or_path, key, parts, half=half)
         _refuse_other_pipelines(root, key)
-        vae_root, vae_part, vae_key = (root, VAE, key) if vae is None else (*_find_single(vae, "vae", VAE, half), "vae")
+        vae_root, vae_part, vae_key = (root, VAE, key) if vae is None else (*_find_single(vae, VAE_KEY, VAE, half), VAE_KEY)
         names = [] if controlnet is None else [controlnet] if isinstance(controlnet, str | Path) else list(controlnet)
-        control_roots = [find_model(name, "controlnet", [MODEL], pipeline=False, half=half) for name in names]
+        control_roots = [find_model(name, CONTROLNET_KEY, [MODEL], pipeline=False, half=half) for name in names]
 
         from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 
-        if vae_dtype == "auto":
-            upcast = read_config(vae_root, vae_part).get("force_upcast", True) and unet_dtype == torch.float16
-            vae_dtype = torch.float32 if upcast else unet_dtype
-        else:
-            vae_dtype = resolve_dtype(vae_dtype, device, key="vae_dtype")
+        force_upcast = read_config(vae_root, vae_part).get("force_upcast", True)
         prior = cls(
-            load_module(AutoencoderKL, vae_root, vae_part, vae_key, vae_dtype),
+            load_module(
+                AutoencoderKL, vae_root, vae_part, vae_key, resolve_vae_dtype(vae_dtype, unet_dtype, force_upcast, device)
+            ),
             load_module(UNet2DConditionModel, root, UNET, key, unet_dtype),
             read_config(root, SCHEDULER),
-            [load_module(ControlNetModel, folder, MODEL, "controlnet", unet_dtype) for folder in control_roots],
+            [load_module(ControlNetModel, folder, MODEL, CONTROLNET_KEY, unet_dtype) for folder in control_roots],
             control_scale=control_scale,
             image_size=image_size,
             attention=attention,
@@ -153,10 +155,10 @@ class SDXLPrior:
         from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 
         with torch.device(device):
-            vae = AutoencoderKL.from_config(configs["vae"]).to(dtype)
-            unet = UNet2DConditionModel.from_config(configs["unet"]).to(dtype)
-            nets = [ControlNetModel.from_config(configs["controlnet"]).to(dtype)] if "controlnet" in configs else []
-        return cls(vae, unet, configs["scheduler"], nets, **options)
+            vae = AutoencoderKL.from_config(configs["vae"])
+            unet = UNet2DConditionModel.from_config(configs["unet"])
+            nets = [ControlNetModel.from_config(configs["controlnet"])] if "controlnet" in configs else []
+        return cls(vae, unet, configs["scheduler"], nets, **options).to(dtype=dtype)
 
     # ------------------------------------------------------------------------------------------------------ what it is
 
@@ -366,7 +368,16 @@ class SDXLPrior:
             for name in ("in_channels", "cross_attention_dim", "block_out_channels", "addition_embed_type"):
                 found, wanted = net.config[name], unet[name]
                 if _plain(found) != _plain(wanted):
-                    raise PriorError(f"controlnet: its {name} is {found!r}, the U-Net's is {wanted!r}: they are not made for each other")
+                    raise PriorError(f"{CONTROLNET_KEY}: its {name} is {found!r}, the U-Net's is {wanted!r}: they are not made for each other")
+
+
+def resolve_vae_dtype(
+    name: str | torch.dtype, unet_dtype: torch.dtype, force_upcast: bool, device: torch.device | str
+) -> torch.dtype:
+    """`auto`: the U-Net's precision, but fp32 where that is fp16 and the VAE overflows in it (`force_upcast` of its config)."""
+    if name != "auto":
+        return resolve_dtype(name, device, key="vae_dtype")
+    return torch.float32 if force_upcast and unet_dtype == torch.float16 else unet_dtype
 
 
 def _plain(value):
