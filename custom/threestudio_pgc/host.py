@@ -13,7 +13,7 @@ import sys
 
 from .standalone.misc import get_local_rank, get_rank
 from .standalone.schedules import C
-from .standalone.seeding import step_generator
+from .standalone.seeding import get_seed, step_generator
 
 _wanted = os.environ.get("PGC_HOST", "")
 if _wanted not in ("", "threestudio", "standalone"):
@@ -79,6 +79,7 @@ __all__ = [
     "get_device",
     "get_local_rank",
     "get_rank",
+    "get_seed",
     "info",
     "parse_optimizer",
     "parse_structured",

@@ -231,7 +231,8 @@ def check_config(config: DictConfig, export: bool = False) -> None:
     import pytorch_lightning as pl
     from pytorch_lightning.callbacks import ModelCheckpoint
 
-    _check_call("trainer", pl.Trainer, config.trainer, reserved={"logger": None, "callbacks": None, "accelerator": "--gpu"})
+    ours = {"logger": None, "callbacks": None, "plugins": None, "accelerator": "--gpu"}
+    _check_call("trainer", pl.Trainer, config.trainer, reserved=ours)
     _check_call("checkpoint", ModelCheckpoint, config.checkpoint, reserved={})
 
 

@@ -1,6 +1,7 @@
 """Messages to the user: `info`, `warn`, `debug`, `error`, printed once per run (by the first process only)."""
 
 import logging
+import sys
 
 from .misc import get_rank
 
@@ -13,12 +14,19 @@ class _PlainFormatter(logging.Formatter):
         return message if record.levelno == logging.INFO else f"{record.levelname.lower()}: {message}"
 
 
+class _BarAwareHandler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        message = self.format(record)
+        bars = sys.modules.get("tqdm")  # a line written past a progress bar would tear it
+        bars.tqdm.write(message, file=sys.stderr) if bars else print(message, file=sys.stderr)
+
+
 def setup(verbose: bool = False) -> None:
     """Send messages to stderr; `verbose` shows debug messages too. Safe to call again."""
     logger.setLevel(logging.DEBUG if verbose else logging.INFO)
     logger.propagate = False
     if not logger.handlers:
-        handler = logging.StreamHandler()
+        handler = _BarAwareHandler()
         handler.setFormatter(_PlainFormatter())
         logger.addHandler(handler)
 

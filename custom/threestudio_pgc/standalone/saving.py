@@ -15,7 +15,7 @@ import torch
 
 from .misc import get_rank
 
-_no_space = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+no_space = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class SavingError(OSError):
@@ -25,7 +25,7 @@ class SavingError(OSError):
 def temporary_path(path: str | os.PathLike) -> Path:
     """Where `atomic_write` collects a file before it takes its name: in the same folder, hence on the same disk."""
     path = Path(path)
-    return path.with_name(f".{path.name}.part{get_rank()}")
+    return path.with_name(f".{path.stem}.part{get_rank()}{path.suffix}")
 
 
 @contextmanager
@@ -47,7 +47,7 @@ def atomic_replace(path: str | os.PathLike) -> Iterator[Path]:
         if cause is None:
             raise
         kept = f"the file from before is kept: {path}" if path.is_file() else "no file of that name was there before"
-        reason = "no space left on the disk" if cause.errno in _no_space else (cause.strerror or str(cause))
+        reason = "no space left on the disk" if cause.errno in no_space else (cause.strerror or str(cause))
         raise SavingError(cause.errno, f"could not save {path}: {reason}; {kept}") from error
     finally:
         if not done:

@@ -5,7 +5,13 @@ pictures draw numbers too. Numbers that are a function of (seed, step, process, 
 """
 
 import hashlib
+import os
 import random
+
+
+def get_seed() -> int:
+    """Seed of the run, as both hosts' launchers leave it in the environment; 0 outside of a run."""
+    return int(os.environ.get("PL_GLOBAL_SEED", "0"))
 
 
 def derive_seed(seed: int, *key: int | str) -> int:
