@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..pixelgrad import Rule, pullback, views_at_a_time, zero_nonfinite
-from .objectives import Weighting, sds
+from .objectives import sds
 from .prior import Conditioning, LatentPrior
 
 
@@ -44,7 +44,7 @@ def distill(
     norm: Literal["l2", "linf"] = "l2",
     guidance_scale: float = 100.0,
     cfg: Literal["authors", "diffusers"] = "authors",
-    weighting: Weighting = "sds",
+    weighting: str = "sds",
     control: Tensor | None = None,
     latent_clip: float | None = None,
     encode: Callable[[Tensor], Tensor] | None = None,
@@ -73,7 +73,7 @@ def distill(
         else:
             latents = encode_without_graph(image, prior.encode, views_at_a_time(views_per_pullback, image))
         abar = prior.alphas_cumprod.to(latents)[timesteps].view(-1, 1, 1, 1)
-        noisy = abar.sqrt() * latents + (1 - abar).sqrt() * noise
+        noisy = prior.add_noise(latents, noise, timesteps)
         prediction = prior.predict_noise(noisy, timesteps, conditioning, control)
         latent_gradient = sds(prediction, noise, abar, guidance_scale=guidance_scale, cfg=cfg, weighting=weighting)
         if latent_clip is not None:

@@ -1,0 +1,13 @@
+"""Everything registered with the host: configuration in, objects of the other rooms out."""
+
+from . import (  # noqa: F401
+    background,
+    data,
+    exporter,
+    geometry,
+    guidance,
+    material,
+    prompt_processor,
+    renderer,
+    system,
+)
