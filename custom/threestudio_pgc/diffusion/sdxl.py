@@ -368,7 +368,9 @@ class SDXLPrior:
             for name in ("in_channels", "cross_attention_dim", "block_out_channels", "addition_embed_type"):
                 found, wanted = net.config[name], unet[name]
                 if _plain(found) != _plain(wanted):
-                    raise PriorError(f"{CONTROLNET_KEY}: its {name} is {found!r}, the U-Net's is {wanted!r}: they are not made for each other")
+                    raise PriorError(
+                        f"{CONTROLNET_KEY}: its {name} is {found!r}, the U-Net's is {wanted!r}: they are not made for each other"
+                    )
 
 
 def resolve_vae_dtype(

@@ -1,0 +1,338 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.diffusion.tiny import build_tiny_sdxl
+from threestudio_pgc.diffusion import prior as prior_module
+from threestudio_pgc.diffusion.prior import (
+    MODEL,
+    SCHEDULER,
+    TEXT_ENCODERS,
+    UNET,
+    VAE,
+    Conditioning,
+    PriorError,
+    choose_variant,
+    find_model,
+    parameter_memory,
+    resolve_dtype,
+    set_attention,
+)
+from threestudio_pgc.diffusion.sdxl import SDXLPrior
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture
+def folder(tiny_sdxl, tmp_path):
+    """A copy to damage."""
+    return shutil.copytree(tiny_sdxl, tmp_path / "model")
+
+
+@pytest.fixture
+def empty_hub_cache(tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+# --------------------------------------------------------------------------------------------------------------- precision
+
+
+@pytest.mark.parametrize(
+    "name, device, expected",
+    [
+        ("auto", "cuda", torch.float16),
+        ("auto", "cpu", torch.float32),
+        ("fp32", "cuda", torch.float32),
+        ("fp16", "cuda", torch.float16),
+        ("bf16", "cpu", torch.bfloat16),
+        (torch.bfloat16, "cpu", torch.bfloat16),
+    ],
+)
+def test_resolve_dtype(name, device, expected):
+    assert resolve_dtype(name, device) == expected
+
+
+def test_fp16_on_a_cpu_is_refused_with_a_reason(tiny_sdxl):
+    with pytest.raises(PriorError, match="dtype: fp16 on a CPU is refused: .*Wanted fp32, bf16 or auto"):
+        SDXLPrior.from_pretrained(tiny_sdxl, dtype="fp16")
+
+
+def test_unknown_options_name_the_known_ones(tiny_sdxl):
+    with pytest.raises(PriorError, match="dtype: found 'half', wanted one of auto, fp32, fp16, bf16"):
+        resolve_dtype("half", "cpu")
+    with pytest.raises(PriorError, match="attention: found 'flash', wanted one of sdpa, sliced, xformers"):
+        set_attention(torch.nn.Identity(), "flash")
+
+
+def test_parameter_memory_by_precision():
+    net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2, dtype=torch.float16))
+    assert parameter_memory(net) == (26, 16 * 4 + 10 * 2, {"float32": 16, "float16": 10})
+    assert parameter_memory(torch.nn.Identity()) == (0, 0, {})
+
+
+def test_conditioning_moves_as_a_whole():
+    conditioning = Conditioning(torch.zeros(3, 2, 4), torch.zeros(3, 2, 4), pooled_cond=torch.zeros(3, 5)).to(torch.float64)
+    assert len(conditioning) == 3
+    assert conditioning.cond.dtype == conditioning.uncond.dtype == conditioning.pooled_cond.dtype == torch.float64
+    assert conditioning.pooled_uncond is None and conditioning.time_ids is None
+
+
+# ----------------------------------------------------------------------------------------------------------------- folders
+
+
+def test_a_local_folder_makes_no_network_call(tiny_sdxl, monkeypatch):
+    import socket
+
+    calls = []
+    monkeypatch.setattr(socket.socket, "connect", lambda self, address: calls.append(address))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *address, **_: calls.append(address))
+    SDXLPrior.from_pretrained(tiny_sdxl)
+    assert calls == []
+
+
+def test_a_missing_folder(empty_hub_cache):
+    with pytest.raises(PriorError, match="pretrained_model_name_or_path: no folder '/no/such/model'"):
+        SDXLPrior.from_pretrained("/no/such/model")
+    with pytest.raises(PriorError, match="no bundled model 'builtin:nothing'; bundled are"):
+        SDXLPrior.from_pretrained("builtin:nothing")
+
+
+def test_an_empty_folder(tmp_path):
+    with pytest.raises(PriorError, match="it has no model_index.json; found nothing"):
+        SDXLPrior.from_pretrained(tmp_path)
+
+
+def test_a_folder_without_an_index_or_a_part(folder):
+    shutil.rmtree(folder / "vae")
+    with pytest.raises(PriorError, match=f"no folder 'vae' in {folder}; found .*unet"):
+        SDXLPrior.from_pretrained(folder)
+    (folder / "model_index.json").unlink()
+    with pytest.raises(PriorError, match="no model_index.json; found scheduler, text_encoder"):
+        SDXLPrior.from_pretrained(folder)
+
+
+def test_a_part_without_its_configuration(folder):
+    (folder / "scheduler" / "scheduler_config.json").unlink()
+    with pytest.raises(PriorError, match="no scheduler_config.json in .*; found nothing"):
+        SDXLPrior.from_pretrained(folder)
+
+
+def test_a_configuration_that_is_no_json(folder):
+    (folder / "scheduler" / "scheduler_config.json").write_text("{")
+    with pytest.raises(PriorError, match="scheduler_config.json cannot be read"):
+        SDXLPrior.from_pretrained(folder)
+
+
+def test_pickled_weights_are_refused(folder):
+    (folder / "unet" / WEIGHTS).rename(folder / "unet" / "diffusion_pytorch_model.bin")
+    with pytest.raises(PriorError, match="wanted diffusion_pytorch_model.safetensors in .*unet; diffusion_pytorch_model.bin can run code"):
+        SDXLPrior.from_pretrained(folder)
+
+
+def test_another_pipeline_is_refused(folder):
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
+    with pytest.raises(PriorError, match="is a StableDiffusionPipeline, wanted a StableDiffusionXLPipeline"):
+        SDXLPrior.from_pretrained(folder)
+
+
+def test_damaged_weights(folder):
+    path = folder / "unet" / WEIGHTS
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(PriorError, match=f"the weights in {folder}/unet cannot be loaded"):
+        SDXLPrior.from_pretrained(folder)
+
+
+def test_weights_that_lack_a_tensor(folder):
+    path = folder / "unet" / WEIGHTS
+    tensors = load_file(path)
+    del tensors["conv_in.weight"]
+    save_file(tensors, path)
+    with pytest.raises(PriorError, match="conv_in.weight"):
+        SDXLPrior.from_pretrained(folder)
+
+
+def test_another_vae(tiny_sdxl, tmp_path):
+    """A VAE of its own, in a folder of its own or as part of another pipeline."""
+    other = build_tiny_sdxl(tmp_path / "other", seed=5, scaling_factor=0.5)
+    alone = shutil.copytree(other / "vae", tmp_path / "alone")
+    image = torch.rand(1, 32, 32, 3)
+    expected = SDXLPrior.from_pretrained(other).encode(image)
+    for vae in (alone, other, str(alone)):
+        assert torch.equal(SDXLPrior.from_pretrained(tiny_sdxl, vae=vae).encode(image), expected)
+    assert not torch.equal(SDXLPrior.from_pretrained(tiny_sdxl).encode(image), expected)
+
+
+def test_another_vae_spares_the_pipelines_own(folder, tmp_path):
+    alone = shutil.copytree(folder / "vae", tmp_path / "alone")
+    shutil.rmtree(folder / "vae")
+    assert SDXLPrior.from_pretrained(folder, vae=alone).latent_channels == 4
+
+
+def test_wrong_model_in_the_right_place(tiny_sdxl, tiny_controlnet, tmp_path):
+    with pytest.raises(PriorError, match="vae_name_or_path: .* holds a ControlNetModel, wanted a AutoencoderKL"):
+        SDXLPrior.from_pretrained(tiny_sdxl, vae=tiny_controlnet)
+    with pytest.raises(PriorError, match="controlnet_name_or_path: no config.json"):
+        SDXLPrior.from_pretrained(tiny_sdxl, controlnet=tmp_path)
+
+
+# ---------------------------------------------------------------------------------------------------------------- variants
+
+
+@pytest.mark.parametrize(
+    "names, half, expected",
+    [
+        ([WEIGHTS], True, None),
+        ([WEIGHTS], False, None),
+        (["diffusion_pytorch_model.fp16.safetensors"], False, "fp16"),
+        ([WEIGHTS, "diffusion_pytorch_model.fp16.safetensors"], True, "fp16"),
+        ([WEIGHTS, "diffusion_pytorch_model.fp16.safetensors"], False, None),
+        (["diffusion_pytorch_model-00001-of-00002.safetensors"], True, None),
+        (["diffusion_pytorch_model.fp16-00001-of-00002.safetensors"], False, "fp16"),
+    ],
+)
+def test_choose_variant(names, half, expected):
+    assert choose_variant(names, "diffusion_pytorch_model", half) == expected
+
+
+@pytest.mark.parametrize("names", [[], ["diffusion_pytorch_model.bin"], ["other.safetensors"], ["diffusion_pytorch_model.ema.safetensors"]])
+def test_no_variant(names):
+    with pytest.raises(LookupError):
+        choose_variant(names, "diffusion_pytorch_model", half=True)
+
+
+def test_a_folder_with_fp16_files_only_loads_in_fp32(tmp_path):
+    prior = SDXLPrior.from_pretrained(build_tiny_sdxl(tmp_path / "m", variant="fp16"))
+    assert prior.dtype == prior.vae_dtype == torch.float32
+
+
+# ----------------------------------------------------------------------------------------------------------------- the hub
+
+
+def test_an_offline_id_says_what_to_do(empty_hub_cache):
+    with pytest.raises(PriorError) as caught:
+        SDXLPrior.from_pretrained("nobody/never-downloaded")
+    for part in ("pretrained_model_name_or_path", "'nobody/never-downloaded'", "hub could not be reached", "local folder"):
+        assert part in str(caught.value)
+
+
+def test_each_key_is_named(tiny_sdxl, empty_hub_cache):
+    for argument, key in (("vae", "vae_name_or_path"), ("controlnet", "controlnet_name_or_path")):
+        with pytest.raises(PriorError, match=f"^{key}: 'nobody/nothing' is neither"):
+            SDXLPrior.from_pretrained(tiny_sdxl, **{argument: "nobody/nothing"})
+
+
+@pytest.mark.parametrize("name", ["not an id", "a/b/c", "../nowhere", ""])
+def test_what_is_no_id_never_asks_the_hub(name, empty_hub_cache, monkeypatch):
+    monkeypatch.setattr(prior_module, "_download", lambda *_: pytest.fail("asked the hub"))
+    with pytest.raises(PriorError):
+        find_model(name, "key", [UNET])
+
+
+def test_a_cached_id_needs_no_network(tiny_sdxl, empty_hub_cache):
+    repo = empty_hub_cache / "models--someone--tiny"
+    (repo / "refs").mkdir(parents=True)
+    (repo / "refs" / "main").write_text("c0ffee")
+    shutil.copytree(tiny_sdxl, repo / "snapshots" / "c0ffee")
+    assert SDXLPrior.from_pretrained("someone/tiny").latent_channels == 4
+    # What an earlier run left out has to be fetched, which fails here.
+    shutil.rmtree(repo / "snapshots" / "c0ffee" / "vae")
+    with pytest.raises(PriorError, match="could not be reached"):
+        SDXLPrior.from_pretrained("someone/tiny")
+
+
+SERVE_AND_FIND = textwrap.dedent(
+    '''
+    """A hub of one repository on this machine, and find_model asking it: prints the folder and the files that were asked for."""
+    import hashlib, http.server, json, os, sys, threading
+    from pathlib import Path
+
+    root, half = Path(sys.argv[1]), sys.argv[2] == "half"
+    asked = []
+
+    class Hub(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            path = self.path.split("?")[0]
+            files = [str(f.relative_to(root)) for f in root.rglob("*") if f.is_file()]
+            if path.startswith("/api/models/someone/tiny/tree"):
+                body = json.dumps([{"type": "file", "path": f, "size": (root / f).stat().st_size, "oid": "0"} for f in files]).encode()
+                return self.answer(200, body, {"Content-Type": "application/json"})
+            if path.startswith("/api/models/someone/tiny"):
+                info = {"id": "someone/tiny", "sha": "c0ffee" + "0" * 34, "siblings": [{"rfilename": f} for f in files]}
+                return self.answer(200, json.dumps(info).encode(), {"Content-Type": "application/json"})
+            prefix = "/someone/tiny/resolve/"
+            name = path.removeprefix(prefix).split("/", 1)[-1]
+            if path.startswith(prefix) and name in files:
+                if self.command == "GET":
+                    asked.append(name)
+                body = (root / name).read_bytes()
+                tag = hashlib.sha256(body).hexdigest()
+                return self.answer(200, body, {"ETag": f'"{tag}"', "X-Repo-Commit": "c0ffee" + "0" * 34})
+            return self.answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
+
+        def answer(self, code, body, headers):
+            self.send_response(code)
+            for key, value in {**headers, "Content-Length": str(len(body))}.items():
+                self.send_header(key, value)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body)
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    os.environ["HF_ENDPOINT"] = f"http://127.0.0.1:{server.server_port}"
+
+    from threestudio_pgc.diffusion.prior import SCHEDULER, UNET, PriorError, find_model
+
+    folder = find_model("someone/tiny", "key", [UNET, SCHEDULER], half=half)
+    first = list(asked)
+    again = find_model("someone/tiny", "key", [UNET, SCHEDULER], half=half)
+    try:
+        find_model("someone/else", "key", [UNET])
+    except PriorError as error:
+        unknown = str(error)
+    print(json.dumps({"folder": str(folder), "asked": sorted(first), "same": folder == again and asked == first, "unknown": unknown}))
+    '''
+)
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_only_what_is_wanted_is_downloaded(tiny_sdxl, tmp_path, half):
+    source = shutil.copytree(tiny_sdxl, tmp_path / "source")
+    shutil.copy(source / "unet" / WEIGHTS, source / "unet" / "diffusion_pytorch_model.fp16.safetensors")
+    (source / "unet" / "diffusion_flax_model.msgpack").write_bytes(b"not wanted")
+    script = tmp_path / "hub.py"
+    script.write_text(SERVE_AND_FIND)
+    package = Path(prior_module.__file__).parents[2]
+    environment = {name: value for name, value in os.environ.items() if "proxy" not in name.lower() and name != "HF_HUB_OFFLINE"}
+    environment |= {"HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(package), "HF_HUB_DISABLE_XET": "1"}
+    command = [sys.executable, str(script), str(source), "half" if half else "full"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+    assert done.returncode == 0, done.stderr[-2000:]
+    result = json.loads(done.stdout.splitlines()[-1])
+    weights = "diffusion_pytorch_model.fp16.safetensors" if half else WEIGHTS
+    assert result["asked"] == ["model_index.json", "scheduler/scheduler_config.json", "unet/config.json", f"unet/{weights}"]
+    assert result["same"]
+    assert Path(result["folder"], "unet", weights).is_file()
+    assert "neither a folder nor a hub model 'someone/else'" in result["unknown"]
+
+
+def test_parts_name_the_files_of_a_diffusers_folder(tiny_sdxl):
+    for part in (UNET, VAE, SCHEDULER, *TEXT_ENCODERS):
+        prior_module.check_part(tiny_sdxl, part, "key")
+    prior_module.check_part(tiny_sdxl / "vae", MODEL, "key")
