@@ -38,18 +38,20 @@ def render_gbuffer(
 
     With `smooth` the opacity falls below 1 on pixels that the mesh covers partly; without, opacity equals the mask.
     """
-    clip = cameras.clip(mesh.vertices)
-    rast = backend.rasterize(clip, mesh.faces, height, width)
-    surface = backend.interpolate(torch.cat([mesh.vertices, mesh.vertex_normals()], dim=-1), rast, mesh.faces)
-    mask = rast[..., 3] > 0
-    coverage = mask[..., None].to(clip.dtype)
-    position, normal = surface[..., :3], F.normalize(surface[..., 3:], dim=-1)
+    # autocast would turn the matrix products below into half precision, which moves vertices by whole pixels
+    with torch.autocast(mesh.vertices.device.type, enabled=False):
+        clip = cameras.clip(mesh.vertices)
+        rast = backend.rasterize(clip, mesh.faces, height, width)
+        surface = backend.interpolate(torch.cat([mesh.vertices, mesh.vertex_normals()], dim=-1), rast, mesh.faces)
+        mask = rast[..., 3] > 0
+        coverage = mask[..., None].to(clip.dtype)
+        position, normal = surface[..., :3], F.normalize(surface[..., 3:], dim=-1)
 
-    world_to_camera = cameras.c2w[:, :3, :3].to(clip.dtype)  # row vectors times this go to camera space
-    offset = position - cameras.positions.to(clip.dtype)[:, None, None]
-    depth = -torch.einsum("bhwi,bi->bhw", offset, world_to_camera[:, :, 2])[..., None] * coverage
-    view_normal = torch.einsum("bhwi,bij->bhwj", normal, world_to_camera)
-    opacity = backend.smooth_mask(clip, rast, mesh.faces) * coverage if smooth else coverage
+        world_to_camera = cameras.c2w[:, :3, :3].to(clip.dtype)  # row vectors times this go to camera space
+        offset = position - cameras.positions.to(clip.dtype)[:, None, None]
+        depth = -torch.einsum("bhwi,bi->bhw", offset, world_to_camera[:, :, 2])[..., None] * coverage
+        view_normal = torch.einsum("bhwi,bij->bhwj", normal, world_to_camera)
+        opacity = backend.smooth_mask(clip, rast, mesh.faces) * coverage if smooth else coverage
     indices = mask.reshape(-1).nonzero().squeeze(-1)
     return GBuffer(mask, opacity, depth, position, normal, view_normal, rast, indices)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from .jit import jit
 from .protocol import RasterError
@@ -24,17 +25,17 @@ SUPERSAMPLING = 4  # samples per pixel side of the smooth mask
 
 
 @jit
-def _weights(p0x, p0y, p0w, p1x, p1y, p1w, p2x, p2y, p2w, qx, qy):
-    """Homogeneous edge functions at (qx, qy), with the sign that makes them positive inside; and that sign (0: degenerate)."""
-    c0x, c0y, c0w = p1y * p2w - p1w * p2y, p1w * p2x - p1x * p2w, p1x * p2y - p1y * p2x
-    c1x, c1y, c1w = p2y * p0w - p2w * p0y, p2w * p0x - p2x * p0w, p2x * p0y - p2y * p0x
-    c2x, c2y, c2w = p0y * p1w - p0w * p1y, p0w * p1x - p0x * p1w, p0x * p1y - p0y * p1x
-    determinant = p0x * c0x + p0y * c0y + p0w * c0w
-    sign = 1.0 if determinant > 0 else (-1.0 if determinant < 0 else 0.0)
-    e0 = sign * (c0x * qx + c0y * qy + c0w)
-    e1 = sign * (c1x * qx + c1y * qy + c1w)
-    e2 = sign * (c2x * qx + c2y * qy + c2w)
-    return e0, e1, e2, sign
+def _edge_functions(clip, a, b, c):
+    """Coefficients (of x, y and 1) of e_0, e_1, e_2, all with the sign that makes them positive inside; and that sign (0: degenerate)."""
+    ax, ay, aw = clip[a, 0], clip[a, 1], clip[a, 3]
+    bx, by, bw = clip[b, 0], clip[b, 1], clip[b, 3]
+    cx, cy, cw = clip[c, 0], clip[c, 1], clip[c, 3]
+    x0, y0, w0 = by * cw - bw * cy, bw * cx - bx * cw, bx * cy - by * cx
+    x1, y1, w1 = cy * aw - cw * ay, cw * ax - cx * aw, cx * ay - cy * ax
+    x2, y2, w2 = ay * bw - aw * by, aw * bx - ax * bw, ax * by - ay * bx
+    determinant = ax * x0 + ay * y0 + aw * w0
+    s = 1.0 if determinant > 0 else (-1.0 if determinant < 0 else 0.0)
+    return s * x0, s * y0, s * w0, s * x1, s * y1, s * w1, s * x2, s * y2, s * w2, s
 
 
 @jit
@@ -161,16 +162,21 @@ def _scan(clip, faces, height, width, fixed, usable, depth, ids, test_depth):
                         ids[row, column] = 1
         elif not _outside(clip, a, b, c):
             first_row, last_row, first_column, last_column = _near_bounds(clip, faces[f], height, width)
+            x0, y0, w0, x1, y1, w1, x2, y2, w2, sign = _edge_functions(clip, a, b, c)
+            if sign == 0:
+                continue
+            # half a fixed-point step of slack: no hole opens along an edge shared with a snapped triangle, and the depth test
+            # settles the overlap
+            slack0 = (abs(x0) / width + abs(y0) / height) / SUBPIXEL
+            slack1 = (abs(x1) / width + abs(y1) / height) / SUBPIXEL
+            slack2 = (abs(x2) / width + abs(y2) / height) / SUBPIXEL
             for row in range(first_row, last_row + 1):
                 qy = (2 * row + 1) / height - 1.0
                 for column in range(first_column, last_column + 1):
                     qx = (2 * column + 1) / width - 1.0
-                    e0, e1, e2, _ = _weights(
-                        clip[a, 0], clip[a, 1], clip[a, 3], clip[b, 0], clip[b, 1], clip[b, 3],
-                        clip[c, 0], clip[c, 1], clip[c, 3], qx, qy,
-                    )  # fmt: skip
+                    e0, e1, e2 = x0 * qx + y0 * qy + w0, x1 * qx + y1 * qy + w1, x2 * qx + y2 * qy + w2
                     w = e0 * clip[a, 3] + e1 * clip[b, 3] + e2 * clip[c, 3]
-                    if e0 >= 0 and e1 >= 0 and e2 >= 0 and w > 0:
+                    if e0 + slack0 >= 0 and e1 + slack1 >= 0 and e2 + slack2 >= 0 and w > 0:
                         z = (e0 * clip[a, 2] + e1 * clip[b, 2] + e2 * clip[c, 2]) / w
                         if test_depth:
                             if -1.0 <= z < depth[row, column]:
@@ -192,9 +198,8 @@ def _resolve(clip, faces, ids, rast):
                 continue
             qx = (2 * column + 1) / width - 1.0
             a, b, c = faces[f, 0], faces[f, 1], faces[f, 2]
-            e0, e1, e2, _ = _weights(
-                clip[a, 0], clip[a, 1], clip[a, 3], clip[b, 0], clip[b, 1], clip[b, 3], clip[c, 0], clip[c, 1], clip[c, 3], qx, qy
-            )
+            x0, y0, w0, x1, y1, w1, x2, y2, w2, _ = _edge_functions(clip, a, b, c)
+            e0, e1, e2 = x0 * qx + y0 * qy + w0, x1 * qx + y1 * qy + w1, x2 * qx + y2 * qy + w2
             # snapping lets a pixel lie up to 1/512 of a pixel outside of the true triangle
             e0, e1, e2 = max(e0, 0.0), max(e1, 0.0), max(e2, 0.0)
             total = e0 + e1 + e2
@@ -227,7 +232,8 @@ def _resolve_backward(clip, faces, rast, grad_rast, grad_clip):
             ax, ay, aw = clip[a, 0], clip[a, 1], clip[a, 3]
             bx, by, bw = clip[b, 0], clip[b, 1], clip[b, 3]
             cx, cy, cw = clip[c, 0], clip[c, 1], clip[c, 3]
-            e0, e1, e2, sign = _weights(ax, ay, aw, bx, by, bw, cx, cy, cw, qx, qy)
+            x0, y0, w0, x1, y1, w1, x2, y2, w2, sign = _edge_functions(clip, a, b, c)
+            e0, e1, e2 = x0 * qx + y0 * qy + w0, x1 * qx + y1 * qy + w1, x2 * qx + y2 * qy + w2
             total = max(e0, 0.0) + max(e1, 0.0) + max(e2, 0.0)
             if total <= 0:
                 continue
@@ -315,6 +321,7 @@ class _Rasterize(torch.autograd.Function):
         return rast
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_rast: Tensor):
         clip, faces, rast = ctx.saved_tensors
         positions, triangles = clip.detach().double().contiguous().numpy(), faces.numpy()
@@ -337,6 +344,7 @@ class _Interpolate(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_out: Tensor):
         attributes, rast, faces = ctx.saved_tensors
         values, found, incoming = attributes.detach().numpy(), rast.detach().numpy(), grad_out.contiguous().numpy()
@@ -357,11 +365,17 @@ def _checked_faces(faces: Tensor, vertices: int) -> Tensor:
         low, high = int(faces.min()), int(faces.max())
         if low < 0 or high >= vertices:
             raise RasterError(f"faces: indices {low}..{high} do not fit {vertices} vertices")
-    return faces.detach().to(torch.int32).contiguous()
+    return faces.detach().to("cpu", torch.int32).contiguous()
+
+
+def _checked_clip(clip: Tensor) -> None:
+    if clip.ndim != 3 or clip.shape[-1] != 4:
+        raise RasterError(f"clip: want shape (B, V, 4), got {tuple(clip.shape)}")
+    _checked_floating("clip", clip)
 
 
 def _checked_size(height: int, width: int) -> None:
-    # the snapped viewport has to stay well inside of FIXED_LIMIT, supersampling included
+    # the snapped viewport has to stay well inside of FIXED_LIMIT
     if not (1 <= height <= 16384 and 1 <= width <= 16384):
         raise RasterError(f"height, width: want 1..16384 pixels, got {height} x {width}")
 
@@ -369,21 +383,20 @@ def _checked_size(height: int, width: int) -> None:
 def _checked_floating(name: str, tensor: Tensor) -> None:
     if tensor.dtype not in (torch.float32, torch.float64):
         raise RasterError(f"{name}: want float32 or float64, got {tensor.dtype}")
-    if tensor.device.type != "cpu":
-        raise RasterError(f"{name}: the cpu rasteriser wants a CPU tensor, got one on {tensor.device}")
 
 
 class CpuRasterizer:
-    """`RasterizerBackend` on the CPU: float32 and float64, serial, pip-only. See `protocol.RasterizerBackend` for the contracts."""
+    """`RasterizerBackend` on the CPU: float32 and float64, serial, pip-only. See `protocol.RasterizerBackend` for the contracts.
+
+    Tensors on another device are copied here and the results back, so that a GPU without nvdiffrast can still be used.
+    """
 
     name = "cpu"
 
     def rasterize(self, clip: Tensor, faces: Tensor, height: int, width: int) -> Tensor:
-        if clip.ndim != 3 or clip.shape[-1] != 4:
-            raise RasterError(f"clip: want shape (B, V, 4), got {tuple(clip.shape)}")
-        _checked_floating("clip", clip)
+        _checked_clip(clip)
         _checked_size(height, width)
-        return _Rasterize.apply(clip, _checked_faces(faces, clip.shape[1]), height, width)
+        return _Rasterize.apply(clip.cpu(), _checked_faces(faces, clip.shape[1]), height, width).to(clip.device)
 
     def interpolate(self, attributes: Tensor, rast: Tensor, faces: Tensor) -> Tensor:
         _checked_floating("attributes", attributes)
@@ -394,14 +407,19 @@ class CpuRasterizer:
             raise RasterError(
                 f"attributes: want (V, C) or ({rast.shape[0]}, V, C) for {rast.shape[0]} views, got {tuple(attributes.shape)}"
             )
-        return _Interpolate.apply(attributes.contiguous(), rast.contiguous(), _checked_faces(faces, attributes.shape[1]))
+        triangles = _checked_faces(faces, attributes.shape[1])
+        if rast.numel() and int(rast[..., 3].max()) > len(triangles):
+            raise RasterError(f"rast: names triangle {int(rast[..., 3].max()) - 1}, but there are {len(triangles)} faces")
+        values = _Interpolate.apply(attributes.cpu().contiguous(), rast.cpu().contiguous(), triangles)
+        return values.to(attributes.device)
 
     def smooth_mask(self, clip: Tensor, rast: Tensor, faces: Tensor) -> Tensor:
         """Share of 4 x 4 samples per pixel covered by any triangle."""
+        _checked_clip(clip)
         batch, height, width = rast.shape[:3]
         _checked_size(height * SUPERSAMPLING, width * SUPERSAMPLING)
         triangles = _checked_faces(faces, clip.shape[1]).numpy()
-        positions = clip.detach().double().contiguous().numpy()
+        positions = clip.detach().cpu().double().contiguous().numpy()
         fixed, usable = np.empty((clip.shape[1], 2), np.int64), np.empty(clip.shape[1], np.bool_)
         no_depth = np.empty((0, 0))
         mask = torch.empty(batch, height, width, 1, dtype=clip.dtype)
@@ -409,4 +427,4 @@ class CpuRasterizer:
             samples = np.zeros((height * SUPERSAMPLING, width * SUPERSAMPLING), np.uint8)
             _scan(positions[i], triangles, *samples.shape, fixed, usable, no_depth, samples, False)
             _pool(samples, SUPERSAMPLING, mask[i, ..., 0].numpy())
-        return mask
+        return mask.to(clip.device)
