@@ -52,9 +52,10 @@ class Fantasia3DSystem(BaseLift3DSystem):
         for name, value in guided.items():
             if name.startswith("loss_"):
                 loss = loss + value * self.C(self.cfg.loss[name.replace("loss_", "lambda_")])
-            self.log(f"train/{name}", float(value))
+            number = float(value.detach() if isinstance(value, torch.Tensor) else value)
+            self.log(f"train/{name}", number)
             if name in _BAR:
-                self.log(_BAR[name], float(value), prog_bar=True, logger=False)
+                self.log(_BAR[name], number, prog_bar=True, logger=False)
         if guided.get("all_nonfinite"):
             warn(f"step {self.true_global_step}: every pixel's gradient was non-finite; the step is skipped")
             # Lightning cannot skip a step on one of several processes; there the loss is kept, and its gradient is zero.

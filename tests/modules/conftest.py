@@ -1,0 +1,30 @@
+import pytest
+
+
+@pytest.fixture(scope="session")
+def launch(tiny_sdxl, tiny_controlnet):
+    """launch(mode, folder, *overrides) -> exit code: the shipped pocket config through the launcher, with tiny random models and sizes."""
+    from pathlib import Path
+
+    from threestudio_pgc.standalone.launcher import main
+
+    def run(mode, folder, *overrides):
+        import threestudio_pgc.modules  # noqa: F401  registers the parts once
+
+        config = Path(__file__).resolve().parents[2] / "configs" / "fantasia3d-pocket-pgc.yaml"
+        return main(
+            [
+                *("--config", str(config), f"--{mode}", "--gpu", "none"),
+                *(f"exp_root_dir={folder}", "use_timestamp=false", "tag=t", "name=n"),
+                f"system.guidance.pretrained_model_name_or_path={tiny_sdxl}",
+                f"system.guidance.controlnet_name_or_path={tiny_controlnet}",
+                f"system.prompt_processor.cache_dir={folder}/prompts",
+                "system.prompt_processor.prompt=a zebra vase",
+                *("data.height=32", "data.width=32", "data.batch_size=2", "data.eval_height=32", "data.eval_width=32"),
+                *("data.n_test_views=4", "trainer.max_steps=4", "trainer.val_check_interval=2", "checkpoint.every_n_train_steps=2"),
+                *("trainer.log_every_n_steps=1", "system.exporter.texture_size=128"),
+                *overrides,
+            ]
+        )
+
+    return run

@@ -1,0 +1,124 @@
+"""The texture stage through the launcher, from the shipped config: what a user's command does, on tiny random models."""
+
+import csv
+import json
+
+import pytest
+import torch
+
+
+def checkpoint(folder, name="last.ckpt"):
+    return folder / "n" / "t" / "ckpts" / name
+
+
+@pytest.fixture(scope="module")
+def trained(launch, tmp_path_factory):
+    """A run of four steps."""
+    folder = tmp_path_factory.mktemp("run")
+    assert launch("train", folder) == 0
+    return folder
+
+
+def test_training_leaves_what_the_host_would(trained):
+    run = trained / "n" / "t"
+    assert checkpoint(trained).is_file()
+    assert (run / "configs" / "parsed.yaml").is_file()
+    saved = {path.name for path in (run / "save").iterdir()}
+    assert {"it2-0.png", "it4-0.png", "it2-gradient.png", "it4-test.mp4", "it4-test-sheet.png"} <= saved
+
+
+def test_training_logs_what_the_rule_did(trained):
+    (log,) = (trained / "n" / "t").rglob("metrics.csv")
+    rows = list(csv.DictReader(log.open()))
+    assert {"train/share_clipped", "train/norm_p99", "train/nonfinite_pixels", "train/threshold"} <= set(rows[0])
+
+
+def test_texture_moves_and_geometry_does_not(trained, launch, tmp_path):
+    state = torch.load(checkpoint(trained), weights_only=False)["state_dict"]
+    assert launch("train", tmp_path, "trainer.max_steps=1", "checkpoint.every_n_train_steps=1") == 0
+    early = torch.load(checkpoint(tmp_path), weights_only=False)["state_dict"]
+    assert state.keys() == early.keys()
+    assert not any("vae" in key or "unet" in key for key in state), "the frozen prior must not be saved"
+    moved = [key for key in state if not torch.equal(state[key], early[key])]
+    assert any("encoding" in key for key in moved) and any("mlp" in key for key in moved)
+
+
+def test_resume_equals_the_uninterrupted_run_bit_for_bit(trained, launch, tmp_path):
+    assert launch("train", tmp_path, "trainer.max_steps=2") == 0
+    torch.manual_seed(123)  # whatever the process drew in between must not matter
+    assert launch("train", tmp_path, f"resume={checkpoint(tmp_path)}") == 0
+    whole, resumed = (torch.load(checkpoint(folder), weights_only=False) for folder in (trained, tmp_path))
+    assert whole["global_step"] == resumed["global_step"] == 4
+    for key, value in whole["state_dict"].items():
+        assert torch.equal(value, resumed["state_dict"][key]), key
+    for mine, other in zip(whole["optimizer_states"], resumed["optimizer_states"]):
+        for index, state in mine["state"].items():
+            for key, value in state.items():
+                assert torch.equal(torch.as_tensor(value), torch.as_tensor(other["state"][index][key])), (index, key)
+
+
+def test_export_and_test_from_a_checkpoint(trained, launch):
+    assert launch("export", trained, f"resume={checkpoint(trained)}") == 0
+    (folder,) = (trained / "n" / "t" / "save").glob("*export*")
+    assert {"model.glb", "model.obj", "model.mtl", "model.png"} <= {path.name for path in folder.iterdir()}
+    assert launch("test", trained, f"resume={checkpoint(trained)}") == 0
+
+
+def test_pgc_off_is_one_override_and_changes_the_result(trained, launch, tmp_path):
+    assert launch("train", tmp_path, "system.guidance.pgc.enabled=false") == 0
+    on, off = (torch.load(checkpoint(folder), weights_only=False)["state_dict"] for folder in (trained, tmp_path))
+    assert any(not torch.equal(on[key], off[key]) for key in on)
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("system.guidance.pgc.treshold=0.2", ["treshold", "threshold"]),
+        ("system.guidance.pgc.rule=clip", ["system.guidance.pgc.rule", "clip-norm"]),
+        ("system.guidance.guidance_scal=3", ["guidance_scal", "guidance_scale"]),
+        ("system.geometry.mesh=no/such.obj", ["no/such.obj"]),
+        ("system.geometry.texture.preset=refernce", ["refernce", "reference"]),
+        ("system.geometry.texture.levels=3", ["levels"]),
+        ("system.background.kind=sky", ["system.background.kind", "solid"]),
+        ("system.stage=geometry", ["system.stage", "texture"]),
+        ("system.prompt_processor.prompt=", ["system.prompt_processor.prompt"]),
+        ("system.guidance.pretrained_model_name_or_path=nobody/no-such-model", ["nobody/no-such-model"]),
+        ("system.exporter.texture_size=7", ["system.exporter.texture_size"]),
+        ("system.guidance_type=pgc-sdxl-guidence", ["pgc-sdxl-guidence", "pgc-sdxl-guidance"]),
+        ("data.batch_size=0", ["data.batch_size"]),
+    ],
+)
+def test_bad_input_is_told_by_name_and_trains_nothing(launch, tmp_path, capsys, override, told):
+    assert launch("train", tmp_path, override) != 0
+    captured = capsys.readouterr()
+    for words in told:
+        assert words in captured.out + captured.err
+    assert not checkpoint(tmp_path).exists()
+
+
+def test_a_step_without_one_finite_gradient_is_skipped_and_said(launch, tmp_path, monkeypatch, capsys):
+    from threestudio_pgc.diffusion.sdxl import SDXLPrior
+
+    predict = SDXLPrior.predict_noise
+    calls = []
+
+    def sometimes_nan(self, z_t, *args, **kwargs):
+        calls.append(1)
+        return predict(self, z_t * float("nan") if len(calls) == 2 else z_t, *args, **kwargs)
+
+    monkeypatch.setattr(SDXLPrior, "predict_noise", sometimes_nan)
+    assert launch("train", tmp_path, "trainer.max_steps=3", "checkpoint.every_n_train_steps=1") == 0
+    captured = capsys.readouterr()
+    assert "the step is skipped" in captured.out + captured.err
+    state = torch.load(checkpoint(tmp_path), weights_only=False)
+    assert all(torch.isfinite(value).all() for value in state["state_dict"].values())
+    steps = {int(entry["step"]) for entry in state["optimizer_states"][0]["state"].values()}
+    assert steps == {2}, f"three batches, one skipped; Adam counted {steps}"
+
+
+def test_glb_of_a_run_holds_the_texture(trained):
+    (glb,) = (trained / "n" / "t" / "save").glob("*export*/model.glb")
+    content = glb.read_bytes()
+    length = int.from_bytes(content[12:16], "little")
+    scene = json.loads(content[20 : 20 + length])
+    assert len(scene["images"]) == 1 and scene["materials"][0]["pbrMetallicRoughness"]["baseColorTexture"]
