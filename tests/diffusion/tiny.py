@@ -1,5 +1,6 @@
 """Tiny SDXL pipelines with random weights: diffusers' and transformers' own classes, saved to disk in diffusers layout."""
 
+import json
 from pathlib import Path
 
 import torch
@@ -10,21 +11,17 @@ MAX_LENGTH = 12
 
 def build_tokenizer():
     """A CLIP tokenizer that knows every letter and, as one token each, WORDS."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import CLIPTokenizer
 
+    trained = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    trained.pre_tokenizer = pre_tokenizers.Whitespace()
+    trained.train_from_iterator(WORDS, trainers.BpeTrainer(end_of_word_suffix="</w>", vocab_size=1000, show_progress=False))
+    model = json.loads(trained.to_str())["model"]
     letters = [chr(c) for c in range(33, 127)]
-    tokens = letters + [letter + "</w>" for letter in letters]
-    merges = []
-    for word in WORDS:
-        pieces = [*word[:-1], word[-1] + "</w>"]
-        while len(pieces) > 1:
-            merges.append((pieces[0], pieces[1]))
-            pieces[:2] = [pieces[0] + pieces[1]]
-            tokens.append(pieces[0])
-    tokens = list(dict.fromkeys(tokens)) + ["<|startoftext|>", "<|endoftext|>"]
-    merges = list(dict.fromkeys(merges))
-    vocab = {token: index for index, token in enumerate(tokens)}
-    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=MAX_LENGTH)
+    tokens = [*letters, *(letter + "</w>" for letter in letters), *model["vocab"], "<|startoftext|>", "<|endoftext|>"]
+    vocab = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
+    return CLIPTokenizer(vocab=vocab, merges=[tuple(merge) for merge in model["merges"]], model_max_length=MAX_LENGTH)
 
 
 def build_tiny_sdxl(

@@ -284,7 +284,7 @@ def _write_cache(path: Path, item: PromptEmbedding) -> None:
 def known_words(root: Path, tokenizer) -> list[str] | None:
     """The words a small model was trained with, or None for a full vocabulary, which knows every word in some way.
 
-    From `vocabulary.txt` in the model's folder (one word per line) where there is one, else the tokenizer's whole-word tokens.
+    From `vocabulary.txt` in the model's folder (one word per line) where there is one, else the words the tokenizer leaves whole.
     """
     vocabulary = tokenizer.get_vocab()
     if len(vocabulary) >= SMALL_VOCABULARY:
@@ -292,7 +292,9 @@ def known_words(root: Path, tokenizer) -> list[str] | None:
     listed = root / "vocabulary.txt"
     if listed.is_file():
         return listed.read_text(encoding="utf-8").lower().split()
-    return sorted(token.removesuffix("</w>") for token in vocabulary if token.endswith("</w>"))
+    words = sorted(token.removesuffix("</w>") for token in vocabulary if token.endswith("</w>"))
+    # In the vocabulary is not enough: the merges of other words may split this one.
+    return [word for word in words if word.isalpha() and len(tokenizer(word, add_special_tokens=False).input_ids) == 1]
 
 
 def warn_unknown_words(prompts: Iterable[str], known: Sequence[str] | None) -> None:
