@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "custom"))
 import numpy as np
 import pytorch_lightning as pl
 import torch
+
 from threestudio_pgc import host
 from threestudio_pgc.standalone.launcher import main
 
@@ -109,7 +110,7 @@ def load_parts() -> None:
 
         def training_step(self, batch, batch_idx):
             if self.guidance.cfg.seconds:
-                time.sleep(self.guidance.cfg.seconds)
+                time.sleep(self.guidance.cfg.seconds)  # gives a test the time to press Ctrl-C
             if os.environ.get("TOY_KILL_AT") == str(self.true_global_step):
                 os.kill(os.getpid(), signal.SIGKILL)
             noise = torch.randn_like(self.geometry.colours) + random.random() + float(np.random.rand())  # noqa: NPY002

@@ -3,6 +3,7 @@
 import math
 import signal
 import sys
+import threading
 import time
 from typing import Any
 
@@ -50,11 +51,14 @@ class StopOnInterrupt(Callback):
         self._former: Any = None
 
     def __enter__(self) -> "StopOnInterrupt":
-        self._former = signal.signal(signal.SIGINT, self._on_signal)
+        self._is_main = threading.current_thread() is threading.main_thread()  # no other thread may handle signals
+        if self._is_main:
+            self._former = signal.signal(signal.SIGINT, self._on_signal)
         return self
 
     def __exit__(self, *_: Any) -> None:
-        signal.signal(signal.SIGINT, self._former)
+        if self._is_main:
+            signal.signal(signal.SIGINT, self._former)
 
     def _on_signal(self, *_: Any) -> None:
         if self._requested or not self._training:

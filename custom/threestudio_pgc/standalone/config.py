@@ -18,6 +18,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from .misc import get_rank
 from .registry import RegistryError, find, nearest
 
 
@@ -94,15 +95,16 @@ def load_config(*paths: str | os.PathLike, cli_args: Iterable[str] = (), n_gpus:
         raise ConfigError(f"{error.full_key or 'config'}: {_first_line(error)}") from error
     if merged.get("tag", "") is False or merged.get("tag", "") is True:
         raise ConfigError(f"tag: found {merged.tag}; YAML reads on/off/yes/no as true/false: put it in quotes")
-    for key in ("data", "system", "trainer", "checkpoint"):
-        if key in merged and merged[key] is None:
-            merged[key] = {}
+    for key in [key for key, value in merged.items() if value is None]:
+        del merged[key]  # `tag:` with nothing behind it leaves the default
     config = fill(ExperimentConfig, merged, "")
     if not config.tag and not config.use_timestamp:
         raise ConfigError("tag: found nothing, and use_timestamp is false; set one of them to name the run's folder")
     if config.use_timestamp and not config.timestamp:
-        config.timestamp = os.environ.get("PGC_TIMESTAMP") or datetime.now().strftime("@%Y%m%d-%H%M%S")
-        os.environ["PGC_TIMESTAMP"] = config.timestamp  # processes started later for other GPUs share the folder
+        # Lightning starts one more process per further GPU, with this one's command: they must find this one's folder.
+        inherited = os.environ.get("PGC_TIMESTAMP") if get_rank() > 0 else None
+        config.timestamp = inherited or datetime.now().strftime("@%Y%m%d-%H%M%S")
+        os.environ["PGC_TIMESTAMP"] = config.timestamp
     config.trial_name = config.tag + (config.timestamp if config.use_timestamp else "")
     config.exp_dir = os.path.join(config.exp_root_dir, config.name)
     config.trial_dir = os.path.join(config.exp_dir, config.trial_name)

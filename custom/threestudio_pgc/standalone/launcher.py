@@ -31,8 +31,16 @@ def main(argv: Sequence[str] | None = None, load_parts: Callable[[], Any] | None
         exit code: 0; 1 the run failed; 2 the command or configuration was refused; 130 Ctrl-C.
     """
     args, overrides = _parse(sys.argv[1:] if argv is None else list(argv))
-    n_gpus = _choose_gpus(args.gpu)
+    try:
+        return _answer(args, overrides, load_parts)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _answer(args: argparse.Namespace, overrides: list[str], load_parts: Callable[[], Any] | None) -> int:
     _silence_noise(args.verbose)
+    n_gpus = _choose_gpus(args.gpu)
 
     from . import log
     from .callbacks import Interruption
@@ -44,9 +52,8 @@ def main(argv: Sequence[str] | None = None, load_parts: Callable[[], Any] | None
         if load_parts is not None:
             load_parts()
         return _run(args, overrides, n_gpus)
-    except (Interruption, KeyboardInterrupt):
-        log.info("interrupted")
-        return 130
+    except Interruption:
+        raise KeyboardInterrupt from None
     except (ConfigError, RegistryError) as error:
         return _refuse(error, 2, args.verbose)
     except Exception as error:
@@ -89,8 +96,9 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     known = [option for action in parser._actions for option in action.option_strings]
     for argument in rest:
         if argument.startswith("-"):
-            near = difflib.get_close_matches(argument.split("=")[0], known, n=1, cutoff=0.5)
-            parser.error(f"unknown option {argument}" + (f"; did you mean {near[0]}?" if near else "; overrides are written key=value"))
+            near = None if "=" in argument else difflib.get_close_matches(argument, known, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]}?" if near else "overrides are written key=value"
+            parser.error(f"unknown option {argument}; {hint}")
     if args.gpu is not None and not re.fullmatch(r"none|\d+(,\d+)*", args.gpu):
         parser.error(f"--gpu: found {args.gpu!r}, wanted a number, numbers with commas between, or none")
     if args.gpu not in (None, "none") and len(set(args.gpu.split(","))) != len(args.gpu.split(",")):
@@ -147,9 +155,11 @@ def _silence_noise(verbose: bool) -> None:
         r".*`training_step` returned `None`.*",
         r".*find_unused_parameters=True was specified.*",
         r".*dirpath has changed.*",
+        r".*callbacks used to create the checkpoint need to be provided.*",
+        r".*predict returned None.*",
     ):
         warnings.filterwarnings("ignore", message=message)
-    os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
 def _run(args: argparse.Namespace, overrides: list[str], n_gpus: int) -> int:

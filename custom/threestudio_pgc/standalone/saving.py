@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,6 +20,9 @@ no_space = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 class SavingError(OSError):
     """A file that could not be written. The message names the file and what is still there."""
+
+    def __str__(self) -> str:  # OSError would put the number in front
+        return str(self.strerror)
 
 
 def temporary_path(path: str | os.PathLike) -> Path:
@@ -51,7 +54,8 @@ def atomic_replace(path: str | os.PathLike) -> Iterator[Path]:
         raise SavingError(cause.errno, f"could not save {path}: {reason}; {kept}") from error
     finally:
         if not done:
-            part.unlink(missing_ok=True)
+            with suppress(OSError):
+                part.unlink()
 
 
 def _system_error(error: BaseException | None) -> OSError | None:
@@ -123,7 +127,10 @@ def _bytes(image: np.ndarray, data_range: Sequence[float]) -> np.ndarray:
 
 
 class SaverMixin:
-    """Saving for systems. File names are relative to the run's `save` folder; only the first process writes. All return the path.
+    """Saving for systems. File names are relative to the run's `save` folder. All return the path.
+
+    Every process writes what it is told to, since Lightning shares out the views of a test among them; videos are put together
+    by the first one, when all have arrived.
 
     `name` and `step` also send a picture to TensorBoard under that name.
     """
@@ -151,8 +158,6 @@ class SaverMixin:
         from PIL import Image
 
         path = self.get_save_path(filename)
-        if get_rank() != 0:
-            return path
         with atomic_write(path) as file:
             Image.fromarray(image).save(file, format=_image_format(filename))
         for logger in getattr(self, "loggers", None) or ():
@@ -209,31 +214,27 @@ class SaverMixin:
         """An array as .npy, a dict of arrays as .npz."""
         data = to_numpy(data)
         path = self.get_save_path(filename + ("" if filename.endswith((".npy", ".npz")) else ".npz" if isinstance(data, dict) else ".npy"))
-        if get_rank() == 0:
-            with atomic_write(path) as file:
-                np.savez(file, **data) if isinstance(data, dict) else np.save(file, data)
+        with atomic_write(path) as file:
+            np.savez(file, **data) if isinstance(data, dict) else np.save(file, data)
         return path
 
     def save_state_dict(self, filename: str, data: Any) -> str:
         path = self.get_save_path(filename)
-        if get_rank() == 0:
-            with atomic_write(path) as file:
-                torch.save(data, file)
+        with atomic_write(path) as file:
+            torch.save(data, file)
         return path
 
     def save_json(self, filename: str, payload: Any) -> str:
         path = self.get_save_path(filename)
-        if get_rank() == 0:
-            with atomic_write(path) as file:
-                file.write((json.dumps(_json(to_numpy(payload)), indent=2) + "\n").encode())
+        with atomic_write(path) as file:
+            file.write((json.dumps(_json(to_numpy(payload)), indent=2) + "\n").encode())
         return path
 
     def save_file(self, filename: str, src_path: str) -> str:
         """A copy of another file."""
         path = self.get_save_path(filename)
-        if get_rank() == 0:
-            with open(src_path, "rb") as source, atomic_write(path) as file:
-                shutil.copyfileobj(source, file)
+        with open(src_path, "rb") as source, atomic_write(path) as file:
+            shutil.copyfileobj(source, file)
         return path
 
     def save_mesh(self, filename: str, v_pos: Any, t_pos_idx: Any, v_tex: Any = None, t_tex_idx: Any = None) -> str:
@@ -247,10 +248,9 @@ class SaverMixin:
             visual = trimesh.visual.TextureVisuals(uv=to_numpy(v_tex))
         mesh = trimesh.Trimesh(to_numpy(v_pos), to_numpy(t_pos_idx), visual=visual, process=False)
         path = self.get_save_path(filename)
-        if get_rank() == 0:
-            exported = mesh.export(file_type=Path(filename).suffix.lstrip("."))
-            with atomic_write(path) as file:
-                file.write(exported if isinstance(exported, bytes) else exported.encode())
+        exported = mesh.export(file_type=Path(filename).suffix.lstrip("."))
+        with atomic_write(path) as file:
+            file.write(exported if isinstance(exported, bytes) else exported.encode())
         return path
 
     def save_img_sequence(
@@ -274,6 +274,8 @@ class SaverMixin:
             raise ValueError(f"save_format is 'mp4' or 'gif', found {save_format!r}")
         filename = filename if filename.endswith(save_format) else f"{filename}.{save_format}"
         path = self.get_save_path(filename)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.barrier()  # the pictures are shared out among the processes
         if get_rank() != 0:
             return path
         folder = Path(self.get_save_dir()) / img_dir

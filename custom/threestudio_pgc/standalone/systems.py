@@ -35,7 +35,7 @@ def parse_optimizer(config: Any, model: nn.Module) -> torch.optim.Optimizer:
     groups: Any = list(model.parameters())
     if config.get("params"):
         groups = []
-        for path, values in config.params.items():
+        for path, values in config["params"].items():
             parameters = _parameters(model, path)
             groups.append({"params": parameters, "name": path, **_container(values)})
     if not groups:
