@@ -1,5 +1,6 @@
 import shutil
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -79,6 +80,20 @@ def test_bf16_encoders_give_float32(encode):
     half, full = encode([PROMPT], dtype="bf16")[PROMPT], encode([PROMPT])[PROMPT]
     assert half.embedding.dtype == torch.float32
     assert 0 < (half.embedding - full.embedding).abs().max() < 0.1
+
+
+def test_each_encoder_is_freed_before_the_next_is_loaded(encode, monkeypatch):
+    alive, load = [], prompts._load_encoder
+
+    def watched_load(*arguments):
+        assert [reference() for reference in alive] == [None] * len(alive)
+        encoder = load(*arguments)
+        alive.append(weakref.ref(encoder))
+        return encoder
+
+    monkeypatch.setattr(prompts, "_load_encoder", watched_load)
+    encode([PROMPT, ""])
+    assert [reference() for reference in alive] == [None, None]
 
 
 def test_conditioning_of_views(encode):

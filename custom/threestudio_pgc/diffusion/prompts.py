@@ -170,8 +170,8 @@ def _encode(root, prompts, tokenizers, lengths, device, dtype, zero_empty) -> li
             if model_class is CLIPTextModelWithProjection:
                 pooled.append(output.text_embeds[0].float().cpu())
         del encoder, output
-        gc.collect()
         if device.type == "cuda":
+            gc.collect()
             torch.cuda.empty_cache()
     items = [PromptEmbedding(torch.cat(states, dim=-1), vector) for states, vector in zip(hidden, pooled)]
     if zero_empty:
