@@ -62,3 +62,22 @@ PAPER_DECODER_WEIGHT = torch.tensor(
     [[0.1956, -0.0910, 0.0462, -0.1521], [0.2125, -0.0206, 0.0401, -0.1215], [0.2208, 0.0047, -0.0028, -0.1083]]
 )
 PAPER_DECODER_BIAS = torch.tensor([0.5573, 0.5105, 0.4635])
+
+
+def load_linear_map(path: str) -> LinearMap:
+    """A map saved as safetensors with `weight` (C, 3) and `bias` (C,).
+
+    Raises:
+        ValueError: no such file, or not such tensors; names the file.
+    """
+    from safetensors.torch import load_file
+
+    try:
+        tensors = load_file(path)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ValueError(f"pgc.linear_map: {path} cannot be read as safetensors: {error}") from error
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    weight, bias = shapes.get("weight", ()), shapes.get("bias", ())
+    if len(weight) != 2 or weight[1] != 3 or bias != weight[:1]:
+        raise ValueError(f"pgc.linear_map: {path} holds {shapes}, wanted weight (C, 3) and bias (C,)")
+    return LinearMap(tensors["weight"], tensors["bias"])
