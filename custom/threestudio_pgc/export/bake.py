@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -39,7 +40,7 @@ def bake(
     Raises:
         ExportError: no texel's centre lies in any face, or an argument is out of range.
     """
-    side = round(samples**0.5)
+    side = math.isqrt(max(samples, 0))
     if samples < 1 or side * side != samples:
         raise ExportError(f"bake samples: found {samples}, wanted a square number such as 1, 4 or 9")
     if resolution < 1:
