@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from threestudio_pgc.diffusion.timesteps import interpolate_range, sample_timesteps, timestep_bounds
+from threestudio_pgc.diffusion.timesteps import sample_timesteps, timestep_bounds
 
 
 def test_an_empty_batch():
@@ -51,10 +51,3 @@ def test_a_seed_repeats():
 def test_bad_ranges_are_refused(t_range):
     with pytest.raises(ValueError, match="t_range: found"):
         sample_timesteps(1, t_range)
-
-
-def test_annealing_is_linear_and_clamped():
-    start, end = (0.02, 0.98), (0.02, 0.5)
-    assert interpolate_range(start, end, -1) == interpolate_range(start, end, 0) == pytest.approx(start)
-    assert interpolate_range(start, end, 0.25) == pytest.approx((0.02, 0.86))
-    assert interpolate_range(start, end, 1) == interpolate_range(start, end, 2) == pytest.approx(end)

@@ -33,12 +33,3 @@ def sample_timesteps(
     low, high = timestep_bounds(t_range, num_train_timesteps)
     source = generator.device if generator is not None else "cpu"
     return torch.randint(low, high + 1, (batch,), generator=generator, device=source).to(device or source)
-
-
-def interpolate_range(
-    start: tuple[float, float], end: tuple[float, float], progress: float
-) -> tuple[float, float]:
-    """The range of timesteps at `progress` in [0, 1] (clamped) of an annealed run: linear from `start` to `end`."""
-    progress = min(max(float(progress), 0.0), 1.0)
-    low, high = (a + (b - a) * progress for a, b in zip(start, end))
-    return low, high

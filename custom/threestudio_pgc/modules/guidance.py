@@ -10,7 +10,7 @@ from torch import Tensor
 from ..diffusion.control import depth_control
 from ..diffusion.distillation import distill
 from ..diffusion.sdxl import SDXLPrior
-from ..diffusion.timesteps import sample_timesteps
+from ..diffusion.timesteps import sample_timesteps, timestep_bounds
 from ..host import BaseObject, C, get_device, info, parse_structured, register, warn
 from ..pixelgrad import RULES, PGCConfig, check_pgc, gradient_statistics, nonfinite_pixels, pixel_norm, surrogate_loss
 from ..pixelgrad.linear_map import PAPER_ENCODER, load_linear_map
@@ -43,7 +43,8 @@ class SDXLGuidance(BaseObject):
         grad_clip: clamp of the latent gradient, per component; null for none.
         half_precision_weights: fp16 on CUDA; a CPU computes in fp32 either way.
         encoder_checkpointing: trade time for memory in the VAE's backward pass.
-        enable_*: as in the host's stable-diffusion-guidance.
+        enable_attention_slicing, enable_channels_last_format: as in the host's stable-diffusion-guidance. Memory-efficient attention is
+            what torch does anyway, whatever enable_memory_efficient_attention says.
         pgc: see `pixelgrad.PGCConfig`.
     """
 
@@ -95,6 +96,8 @@ class SDXLGuidance(BaseObject):
             control_scale=self.cfg.control_scale,
             dtype="auto" if self.cfg.half_precision_weights else "fp32",
             device=device,
+            attention="sliced" if self.cfg.enable_attention_slicing else "sdpa",
+            channels_last=self.cfg.enable_channels_last_format,
             encoder_checkpointing=self.cfg.encoder_checkpointing,
         )
         self._encode = self._pullback_encoder()
@@ -157,10 +160,10 @@ class SDXLGuidance(BaseObject):
                 raise ValueError("system.guidance.controlnet_name_or_path: a depth ControlNet needs depth and opacity from the renderer")
             control = depth_control(depth, opacity)
 
-        low, high = self._now(self.cfg.min_step_percent), self._now(self.cfg.max_step_percent)
+        t_range = (self._now(self.cfg.min_step_percent), self._now(self.cfg.max_step_percent))
         device = rgb.device
         timesteps = sample_timesteps(
-            batch, (low, high), self._prior.num_train_timesteps, generator=step_generator("timesteps", self._step), device=device
+            batch, t_range, self._prior.num_train_timesteps, generator=step_generator("timesteps", self._step), device=device
         )
         size = self._prior.latent_size
         noise = torch.randn(
@@ -168,6 +171,7 @@ class SDXLGuidance(BaseObject):
             generator=step_generator("noise", self._step, device),
             device=device,
         )
+        low, high = timestep_bounds(t_range, self._prior.num_train_timesteps)
         threshold = float(self._now(self.pgc.threshold))
         step = distill(
             rgb.float(),
@@ -195,8 +199,8 @@ class SDXLGuidance(BaseObject):
         return {
             "loss_sds": surrogate_loss(rgb, step.regulated) / batch,
             "grad_norm": float(step.latent_gradient.norm()),
-            "min_step": int(low * self._prior.num_train_timesteps),
-            "max_step": int(high * self._prior.num_train_timesteps),
+            "min_step": low,
+            "max_step": high,
             "threshold": threshold,
             "share_clipped": statistics["share_clipped"],
             "nonfinite_pixels": statistics["nonfinite"],
