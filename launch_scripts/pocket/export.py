@@ -1,0 +1,66 @@
+"""Writes the two folders the package ships, a StableDiffusionXL pipeline and its depth ControlNet, both fp16 safetensors."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from .captions import vocabulary
+
+PIPELINE, CONTROL = "pocket", "pocket-controlnet-depth"
+
+
+def export(modules: dict[str, nn.Module], folder: Path, assets: Path) -> None:
+    """Writes `assets`/pocket and `assets`/pocket-controlnet-depth from the averaged modules and from the VAE and tokenizer in `folder`.
+
+    Files that are not weights or configs of the model, such as the model card, are left alone.
+    """
+    from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline
+    from transformers import CLIPTokenizer
+
+    scheduler = EulerDiscreteScheduler(
+        num_train_timesteps=1000,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="epsilon",
+        timestep_spacing="leading",
+        steps_offset=1,
+    )
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    pipeline = StableDiffusionXLPipeline(
+        vae=AutoencoderKL.from_pretrained(folder / "vae"),
+        text_encoder=modules["text_encoder"],
+        text_encoder_2=modules["text_encoder_2"],
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer,
+        unet=modules["unet"],
+        scheduler=scheduler,
+        force_zeros_for_empty_prompt=False,
+        add_watermarker=False,
+    )
+    pipeline.to(dtype=torch.float16)
+    target = assets / PIPELINE
+    for name in ("vae", "unet", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler"):
+        shutil.rmtree(target / name, ignore_errors=True)
+    pipeline.save_pretrained(target, safe_serialization=True)
+    (target / "vocabulary.txt").write_text("\n".join(vocabulary()) + "\n")
+    if "controlnet" in modules:
+        shutil.rmtree(assets / CONTROL, ignore_errors=True)
+        modules["controlnet"].to(dtype=torch.float16).save_pretrained(assets / CONTROL, safe_serialization=True)
+    for config in [*target.rglob("*.json"), *(assets / CONTROL).rglob("*.json")]:
+        forget_paths(config)
+    size = sum(path.stat().st_size for part in (PIPELINE, CONTROL) for path in (assets / part).rglob("*") if path.is_file())
+    print(f"export: {size / 2**20:.1f} MiB in {target} and {assets / CONTROL}", flush=True)
+
+
+def forget_paths(config: Path) -> None:
+    """Takes out of a saved config the folder its weights came from, which means nothing on another machine."""
+    content = json.loads(config.read_text())
+    if isinstance(content, dict) and "_name_or_path" in content:
+        del content["_name_or_path"]
+        config.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")

@@ -1,0 +1,169 @@
+"""Trains the bundled "pocket" model from nothing: renders, VAE, U-Net with text encoders, depth ControlNet, export.
+
+    python launch_scripts/train_pocket.py                     # everything, about 90 minutes on two cores
+    python launch_scripts/train_pocket.py --stage unet --minutes-unet 20 --resume
+    python launch_scripts/train_pocket.py --smoke --output /tmp/pocket   # every stage in a minute, to see that it runs
+
+Work files go to --output (default: pocket_training/, which git ignores); `export` writes the two model folders to --assets.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.multiprocessing as mp
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from launch_scripts.pocket import export, renders, text, unet, vae  # noqa: E402
+from launch_scripts.pocket.training import Schedule, checkpoint_path, load_modules, train  # noqa: E402
+
+STAGES = ("data", "vae", "encode", "text", "unet", "controlnet", "export")
+
+# Sizes of the shipped model, and of a model that only shows that every stage runs.
+FULL = {
+    "views": 10240, "per_chunk": 32, "vae_channels": (16, 32, 64, 64), "unet_channels": (96, 128, 160), "batch": 32, "crop": 64,
+    "text_widths": (64, 128), "steps": 10**9,
+}  # fmt: skip
+SMOKE = {
+    "views": 8, "per_chunk": 4, "vae_channels": (8, 8, 16, 16), "unet_channels": (32, 32, 64), "batch": 4, "crop": 32,
+    "text_widths": (32, 32), "steps": 12,
+}  # fmt: skip
+
+
+def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--stage", choices=(*STAGES, "all"), default="all")
+    parser.add_argument("--output", type=Path, default=ROOT / "pocket_training", help="work folder")
+    parser.add_argument("--assets", type=Path, default=None, help="where `export` writes; else the package's assets")
+    parser.add_argument("--minutes-vae", type=float, default=14.0)
+    parser.add_argument("--minutes-unet", type=float, default=30.0, help="U-Net and text encoders without control")
+    parser.add_argument("--minutes-controlnet", type=float, default=30.0, help="ControlNet and U-Net together")
+    parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--resume", action="store_true", help="continue each stage from its checkpoint; without it stages begin anew")
+    parser.add_argument("--smoke", action="store_true", help="a tiny model and set, a dozen steps a stage")
+    args = parser.parse_args(arguments)
+    if args.workers < 1:
+        parser.error(f"--workers: {args.workers}; want at least 1")
+    for name in ("vae", "unet", "controlnet"):
+        if getattr(args, f"minutes_{name}") <= 0:
+            parser.error(f"--minutes-{name}: want more than 0")
+    if args.smoke:
+        args.workers = 1
+    if args.assets is None:
+        args.assets = args.output / "assets" if args.smoke else ROOT / "custom" / "threestudio_pgc" / "assets"
+    return args
+
+
+def in_workers(function, workers: int, *arguments) -> None:
+    """Runs function(*arguments, worker, workers) in `workers` processes; raises if one fails."""
+    if workers == 1:
+        function(*arguments, 0, 1)
+        return
+    processes = [mp.get_context("spawn").Process(target=function, args=(*arguments, k, workers)) for k in range(workers)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    if any(process.exitcode for process in processes):
+        raise RuntimeError(f"{function.__name__}: a worker failed; see above")
+
+
+def stage_data(args, sizes) -> None:
+    in_workers(make_data, args.workers, args.output, sizes["views"], args.seed, sizes["per_chunk"])
+    print(f"data: {renders.pack_data(args.output)} images", flush=True)
+    images = np.load(args.output / "images.npy", mmap_mode="r")
+    count = min(96, len(images) // 8 * 8)
+    shown = np.asarray(images[np.linspace(0, len(images) - 1, count).astype(int)])
+    renders.sheet(shown, 8 if count < 96 else 12).save(args.output / "data.png")
+
+
+def make_data(output: Path, views: int, seed: int, per_chunk: int, worker: int, workers: int) -> None:
+    renders.make_data(output, views, seed, worker, workers, per_chunk)
+
+
+def stage_vae(args, sizes) -> None:
+    torch.manual_seed(args.seed)
+    stage = vae.VaeStage(vae.build_vae(sizes["vae_channels"]), args.output, batch=16 if not args.smoke else 4, crop=sizes["crop"])
+    schedule = Schedule(args.minutes_vae, sizes["steps"], args.workers, 1.5e-3, decay_from=0.3, ema=0.997, seed=args.seed)
+    trained = train(stage, schedule, args.output, args.resume)["vae"]
+    images = np.load(args.output / "images.npy", mmap_mode="r")
+    vae.whiten(trained, np.asarray(images[:: max(1, len(images) // 512)]))
+    trained.save_pretrained(args.output / "vae")
+
+
+def stage_encode(args, sizes) -> None:
+    in_workers(encode, args.workers, args.output)
+    latents = np.concatenate([np.load(args.output / f"latents-{k}.npy") for k in range(args.workers)])
+    np.save(args.output / "latents.npy", latents)
+    deviation = latents[:1024].astype(np.float32).std((0, 1, 3, 4))
+    print(f"encode: {latents.shape}, deviation by channel {np.round(deviation, 2).tolist()}", flush=True)
+
+
+def encode(output: Path, worker: int, workers: int) -> None:
+    from diffusers import AutoencoderKL
+
+    vae.encode_set(AutoencoderKL.from_pretrained(output / "vae"), output, worker, workers)
+
+
+def stage_text(args, sizes) -> None:
+    tokenizer = text.build_tokenizer(args.output / "tokenizer")
+    records = json.loads((args.output / "records.json").read_text())
+    captions = [caption for record in records for caption in record["captions"]]
+    ids = text.tokenize(tokenizer, captions).numpy().astype(np.int16).reshape(len(records), -1, text.MAX_LENGTH)
+    np.save(args.output / "tokens.npy", ids)
+    np.save(args.output / "blurry.npy", np.array([record["blurry"] for record in records]))
+    longest = (ids != tokenizer.pad_token_id).sum(-1).max() + 1
+    print(f"text: {len(tokenizer)} tokens, {len(captions)} captions of at most {longest} of them", flush=True)
+
+
+def build_modules(args, sizes, control: bool) -> dict:
+    torch.manual_seed(args.seed + 1)
+    return unet.build_modules(args.output, sizes["unet_channels"], sizes["text_widths"], control)
+
+
+def stage_unet(args, sizes) -> None:
+    stage = unet.DiffusionStage(build_modules(args, sizes, False), args.output, sizes["batch"])
+    schedule = Schedule(args.minutes_unet, sizes["steps"], args.workers, 8e-4, decay_from=1.0, seed=args.seed, preview_seconds=420)
+    train(stage, schedule, args.output, args.resume)
+
+
+def stage_controlnet(args, sizes) -> None:
+    modules = build_modules(args, sizes, True)
+    resumed = args.resume and checkpoint_path(args.output, "controlnet").exists()
+    if not resumed:
+        load_modules(args.output, "unet", modules, averaged=False)
+        unet.start_control(modules)
+    stage = unet.DiffusionStage(modules, args.output, sizes["batch"])
+    minutes, seed = args.minutes_controlnet, args.seed + 5
+    schedule = Schedule(minutes, sizes["steps"], args.workers, 8e-4, decay_from=0.35, seed=seed, preview_seconds=420)
+    train(stage, schedule, args.output, args.resume)
+
+
+def stage_export(args, sizes) -> None:
+    modules = build_modules(args, sizes, True)
+    load_modules(args.output, "controlnet", modules)
+    export.export(modules, args.output, args.assets)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    args = parse_args(arguments)
+    torch.set_num_threads(1)
+    sizes = SMOKE if args.smoke else FULL
+    args.output.mkdir(parents=True, exist_ok=True)
+    for name in STAGES if args.stage == "all" else (args.stage,):
+        started = time.time()
+        globals()[f"stage_{name}"](args, sizes)
+        print(f"{name}: done in {time.time() - started:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
