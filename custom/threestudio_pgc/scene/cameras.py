@@ -34,7 +34,7 @@ class Cameras:
     def __getitem__(self, index: int | slice | Tensor) -> Cameras:
         """A subset, always batched: an int gives a batch of one."""
         if isinstance(index, int):
-            index = slice(index, index + 1) if index != -1 else slice(index, None)
+            index = torch.tensor([index])  # raises IndexError past the end, which is what ends a loop over the cameras
         return Cameras(*(getattr(self, field.name)[index] for field in fields(self)))
 
     def to(self, device: str | torch.device) -> Cameras:

@@ -228,7 +228,8 @@ def _read(path: Path, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray | N
 
     positions, faces, uvs, colors, count = [], [], [], [], 0
     for part, transform in parts:
-        positions.append(np.asarray(part.vertices, np.float64) @ transform[:3, :3].T + transform[:3, 3])
+        with np.errstate(invalid="ignore"):  # infinite vertices are reported by the caller
+            positions.append(np.asarray(part.vertices, np.float64) @ transform[:3, :3].T + transform[:3, 3])
         part_faces = np.asarray(part.faces, np.int64)
         mirrored = np.linalg.det(transform[:3, :3]) < 0  # a mirroring node turns its faces inside out
         faces.append((part_faces[:, ::-1] if mirrored else part_faces) + count)
