@@ -11,6 +11,7 @@ What stands under a name has the same signature in both. Differences that code a
 import os
 import sys
 
+from .standalone.config import ConfigError
 from .standalone.misc import get_local_rank, get_rank
 from .standalone.schedules import C
 from .standalone.seeding import get_seed, step_generator
@@ -67,6 +68,7 @@ __all__ = [
     "BaseObject",
     "BaseSystem",
     "C",
+    "ConfigError",
     "Exporter",
     "ExporterOutput",
     "Mesh",

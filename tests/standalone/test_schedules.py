@@ -48,7 +48,7 @@ def test_exp_is_linear_in_the_logarithm():
 
 @pytest.mark.parametrize("value", [None, "0.5", True, {"v": 1}, ["a", 1, 2, 3]])
 def test_what_is_no_schedule_is_refused(value):
-    with pytest.raises(TypeError, match="a schedule is a number or a list"):
+    with pytest.raises(ValueError, match="a schedule is a number or a list"):
         C(value, 0, 0)
 
 

@@ -34,7 +34,10 @@ def main(argv: Sequence[str] | None = None, load_parts: Callable[[], Any] | None
     try:
         return _answer(args, overrides, load_parts)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        from .misc import get_rank
+
+        if get_rank() == 0:
+            print("interrupted", file=sys.stderr)
         return 130
 
 
@@ -57,8 +60,7 @@ def _answer(args: argparse.Namespace, overrides: list[str], load_parts: Callable
     except (ConfigError, RegistryError) as error:
         return _refuse(error, 2, args.verbose)
     except Exception as error:
-        own = type(error).__module__.split(".")[0] == __package__.split(".")[0]
-        if not own and not _is_disk_full(error):
+        if not _is_told_plainly(error):
             raise
         return _refuse(error, 1, args.verbose)
 
@@ -72,10 +74,17 @@ def _refuse(error: Exception, code: int, verbose: bool) -> int:
     return code
 
 
-def _is_disk_full(error: BaseException) -> bool:
+def _is_told_plainly(error: Exception) -> bool:
+    """Whether the message says all a user needs: errors of this package's own kinds, values it refused, a full disk."""
     from .saving import no_space
 
-    return isinstance(error, OSError) and error.errno in no_space
+    package = __package__.split(".")[0]
+    if type(error).__module__.split(".")[0] == package:
+        return True
+    if isinstance(error, OSError):
+        return error.errno in no_space
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return isinstance(error, ValueError) and frame.f_globals.get("__name__", "").split(".")[0] == package
 
 
 def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -140,8 +149,6 @@ def _silence_noise(verbose: bool) -> None:
     """Drop what a user of this program cannot act on: Lightning's advertisements and advice about its own use."""
     if verbose:
         return
-    for name in ("pytorch_lightning", "lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         r".*does not have many workers.*",
         r".*Checkpoint directory .* exists and is not empty.*",
@@ -164,6 +171,10 @@ def _silence_noise(verbose: bool) -> None:
 
 def _run(args: argparse.Namespace, overrides: list[str], n_gpus: int) -> int:
     import pytorch_lightning as pl
+
+    if not args.verbose:  # not in _silence_noise: importing Lightning sets the levels
+        for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric", "lightning.fabric"):
+            logging.getLogger(name).setLevel(logging.WARNING)
 
     from . import log
     from .callbacks import StopOnInterrupt
@@ -189,15 +200,15 @@ def _run(args: argparse.Namespace, overrides: list[str], n_gpus: int) -> int:
     resume_command = _command(args, trial, last)
     if args.mode == "train":
         _check_limits(config, progress)
-        if get_rank() == 0:
-            if config.resume is None and last.exists():
-                log.warn(f"{trial} holds an earlier run, which is now overwritten; to go on with it:\n  {resume_command}")
-            _save_snapshot(trial, config, Path(args.config))
+        if config.resume is None and last.exists():
+            log.warn(f"{trial} holds an earlier run, which is now overwritten; to go on with it:\n  {resume_command}")
 
     pl.seed_everything(config.seed, workers=True)
     data = find(config.data_type)(config.data)
     system = find(config.system_type)(config.system, resumed=config.resume is not None)
     system.set_save_dir(str(trial / "save"))
+    if args.mode == "train" and get_rank() == 0:  # not earlier: a refused configuration leaves no folder behind
+        _save_snapshot(trial, config, Path(args.config))
 
     interrupt = StopOnInterrupt(str(last))
     trainer = _make_trainer(config, args, n_gpus, trial, system, interrupt)

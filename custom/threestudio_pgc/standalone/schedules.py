@@ -19,13 +19,12 @@ def C(value, epoch: int, global_step: int, interpolation: Literal["linear", "exp
         interpolation: `linear`, or `exp` (linear in the logarithm; both values must be positive).
 
     Raises:
-        TypeError: not a number and not a list of numbers.
-        ValueError: a list of another length, or `exp` between values that are not positive.
+        ValueError: not a number and not a list of numbers, a list of another length, or `exp` between values that are not positive.
     """
     if _is_number(value):
         return value
     if isinstance(value, str) or not isinstance(value, Sequence) or not all(_is_number(item) for item in value):
-        raise TypeError(f"a schedule is a number or a list of numbers such as [start, v0, v1, end], found {value!r}")
+        raise ValueError(f"a schedule is a number or a list of numbers such as [start, v0, v1, end], found {value!r}")
     items = list(value)
     if len(items) == 3:
         items.insert(0, 0)
