@@ -1,3 +1,5 @@
+import resource
+
 import numpy as np
 import pytest
 import torch
@@ -54,3 +56,11 @@ def position_color(points):
 @pytest.fixture
 def color_fn():
     return position_color
+
+
+@pytest.fixture
+def limit_file_size():
+    """A function that makes writing beyond so many bytes fail in the kernel, as a full disk does."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)

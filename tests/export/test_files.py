@@ -1,19 +1,10 @@
 import errno
 import os
-import resource
 import stat
 
 import pytest
 
 from threestudio_pgc.export.files import ExportError, atomic_path, require_space, write_bytes
-
-
-@pytest.fixture
-def limit_file_size():
-    """A function that makes writing beyond so many bytes fail in the kernel, as a full disk does."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_nothing_to_write_makes_an_empty_file(tmp_path):

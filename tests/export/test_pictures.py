@@ -78,8 +78,7 @@ def test_video_shows_the_frames_in_order(tmp_path):
 
 
 def test_without_ffmpeg_a_gif_is_written_and_said_so(tmp_path, monkeypatch):
-    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(tmp_path / "absent"))
-    import imageio_ffmpeg
+    imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg")
 
     def absent():
         raise RuntimeError("No ffmpeg exe could be found.")
@@ -92,6 +91,17 @@ def test_without_ffmpeg_a_gif_is_written_and_said_so(tmp_path, monkeypatch):
     assert film.n_frames == 2
     film.seek(1)
     assert film.convert("RGB").getpixel((0, 0)) == (0, 0, 255)
+
+
+def test_a_film_cut_short_keeps_the_old_one(tmp_path, limit_file_size):
+    pytest.importorskip("imageio_ffmpeg")
+    path = tmp_path / "film.mp4"
+    path.write_bytes(b"old")
+    limit_file_size(1000)
+    frames = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), dtype=np.uint8)
+    with pytest.raises(ExportError, match="film.mp4: cannot be written .ffmpeg.*; the file that was there is unchanged"):
+        write_video(path, list(frames))
+    assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["film.mp4"]
 
 
 def test_video_that_cannot_be_written_is_named(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import subprocess
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -102,7 +103,7 @@ def write_video(path: str | Path, frames: Sequence[Image], fps: float = 25) -> P
     try:
         import imageio_ffmpeg
 
-        imageio_ffmpeg.get_ffmpeg_exe()
+        ffmpeg = imageio_ffmpeg.get_ffmpeg_exe()
     except (ImportError, RuntimeError) as error:
         path = path.with_suffix(".gif")
         warnings.warn(f"no ffmpeg ({error}), so a GIF is written instead: {path}", stacklevel=2)
@@ -111,22 +112,15 @@ def write_video(path: str | Path, frames: Sequence[Image], fps: float = 25) -> P
     # H.264's usual colour format halves the resolution of colour, so sides must be even.
     height, width = (side + side % 2 for side in frames[0].shape[:2])
     padded = [np.pad(frame, ((0, height - len(frame)), (0, width - frame.shape[1]), (0, 0)), "edge") for frame in frames]
+    command = [ffmpeg, "-y", "-loglevel", "error", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}"]
+    command += ["-r", str(fps), "-i", "-", "-c:v", "libx264", "-crf", "18", "-pix_fmt", "yuv420p"]
+    command += ["-movflags", "+faststart"]  # plays in a browser before it is loaded
     with atomic_path(path) as temporary:
-        writer = imageio_ffmpeg.write_frames(
-            str(temporary),
-            (width, height),
-            fps=fps,
-            codec="libx264",
-            quality=8,
-            macro_block_size=2,
-            ffmpeg_log_level="error",
-        )
-        writer.send(None)
-        for frame in padded:
-            writer.send(frame)
-        writer.close()
-        if temporary.stat().st_size == 0:
-            raise OSError("ffmpeg wrote nothing")
+        # Called here rather than through imageio's writer, which takes a film cut short by a full disk for a success.
+        done = subprocess.run([*command, str(temporary)], input=np.stack(padded).tobytes(), capture_output=True)
+        if done.returncode != 0:
+            complaint = done.stderr.decode(errors="replace").strip().splitlines() or [f"exit status {done.returncode}"]
+            raise OSError(f"ffmpeg: {complaint[-1]}")
     return path
 
 

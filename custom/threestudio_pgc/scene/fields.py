@@ -172,12 +172,12 @@ class HashGridEncoding(nn.Module):
         scaled = unit * (resolution - 1)
         cell = scaled.detach().floor().clamp(max=resolution - 2)
         fraction = scaled - cell
-        cell = cell.long()
+        x0, y0, z0 = cell.long().unbind(-1)
+        weights = 1 - fraction, fraction
         features = 0.0
-        for corner in itertools.product((0, 1), repeat=3):
-            step = torch.tensor(corner, device=unit.device)
-            weight = torch.where(step.bool(), fraction, 1 - fraction).prod(dim=-1, keepdim=True)
-            x, y, z = (cell + step).unbind(-1)
+        for i, j, k in itertools.product((0, 1), repeat=3):
+            weight = weights[i][:, 0:1] * weights[j][:, 1:2] * weights[k][:, 2:3]
+            x, y, z = x0 + i, y0 + j, z0 + k
             if size == resolution**3:
                 index = x + resolution * (y + resolution * z)
             else:
