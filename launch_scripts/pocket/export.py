@@ -52,15 +52,23 @@ def export(modules: dict[str, nn.Module], folder: Path, assets: Path) -> None:
     if "controlnet" in modules:
         shutil.rmtree(assets / CONTROL, ignore_errors=True)
         modules["controlnet"].to(dtype=torch.float16).save_pretrained(assets / CONTROL, safe_serialization=True)
-    for config in [*target.rglob("*.json"), *(assets / CONTROL).rglob("*.json")]:
-        forget_paths(config)
+    for part in ("tokenizer", "tokenizer_2"):  # the plain files too: older versions of transformers read only these
+        for name in ("vocab.json", "merges.txt"):
+            shutil.copyfile(folder / "tokenizer" / name, target / part / name)
+    for config in [*target.rglob("*config.json"), *(assets / CONTROL).rglob("*config.json")]:
+        clean_config(config)
     size = sum(path.stat().st_size for part in (PIPELINE, CONTROL) for path in (assets / part).rglob("*") if path.is_file())
     print(f"export: {size / 2**20:.1f} MiB in {target} and {assets / CONTROL}", flush=True)
 
 
-def forget_paths(config: Path) -> None:
-    """Takes out of a saved config the folder its weights came from, which means nothing on another machine."""
+def clean_config(config: Path) -> None:
+    """Takes out of a saved config the folder its weights came from, and half precision as the precision to run in.
+
+    Without the latter transformers loads text encoders as fp16 beside a U-Net that diffusers loads as fp32, and a pipeline on a
+    CPU fails.
+    """
     content = json.loads(config.read_text())
-    if isinstance(content, dict) and "_name_or_path" in content:
-        del content["_name_or_path"]
-        config.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+    content.pop("_name_or_path", None)
+    if content.get("dtype") == "float16":
+        content["dtype"] = "float32"
+    config.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")

@@ -71,6 +71,13 @@ def build_text_encoders(tokenizer, widths=(64, 128), layers: int = 3) -> tuple[n
     return encoders
 
 
+def revive(encoder: nn.Module) -> nn.Module:
+    """The same encoder on the same weight tensors, built anew: one that was sent to another process no longer reports hidden states."""
+    fresh = type(encoder)(encoder.config)
+    fresh.load_state_dict(encoder.state_dict(), assign=True)
+    return fresh
+
+
 def tokenize(tokenizer, texts: list[str]) -> Tensor:
     """Token numbers (N, MAX_LENGTH), padded as the pipeline pads them."""
     return tokenizer(texts, padding="max_length", max_length=MAX_LENGTH, truncation=True, return_tensors="pt").input_ids

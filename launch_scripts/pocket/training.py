@@ -32,6 +32,7 @@ class Schedule:
     ema: float = 0.996
     seed: int = 0
     preview_seconds: float = 240.0
+    log_seconds: float = 15.0
 
 
 class Stage:
@@ -120,7 +121,7 @@ def _work(rank: int, stage: Stage, averages, schedule: Schedule, folder: Path, s
             sums[key] = sums.get(key, 0.0) + value
         count += 1
         now = time.time()
-        if now - last_log > 15:
+        if now - last_log > schedule.log_seconds:
             means = {key: value / count for key, value in sums.items()}
             rate = (counter.value - first_steps) / (now - began)
             left = min(60 * schedule.minutes - elapsed, (schedule.steps - steps) / rate)

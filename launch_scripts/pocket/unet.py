@@ -86,10 +86,15 @@ def build_modules(folder: Path, channels, text_widths, control: bool) -> dict[st
 
 
 def start_control(modules: dict[str, nn.Module]) -> None:
-    """Gives the ControlNet the U-Net's present weights; its zero convolutions make it silent at first."""
+    """Gives the ControlNet the U-Net's present weights; its zero convolutions make it silent at first.
+
+    The last layer of its eye is not left at zero as ControlNets usually are: two zeros in a row take thousands of steps to wake up.
+    """
     fresh = build_control(modules["unet"])
     for key in ("conv_in", "time_proj", "time_embedding", "add_embedding", "down_blocks", "mid_block"):
         getattr(modules["controlnet"], key).load_state_dict(getattr(fresh, key).state_dict())
+    last = modules["controlnet"].controlnet_cond_embedding.conv_out
+    nn.init.normal_(last.weight, std=(9 * last.in_channels) ** -0.5)
 
 
 def alphas_cumprod(count: int = 1000) -> Tensor:
@@ -116,6 +121,8 @@ class DiffusionStage(Stage):
         self.alphas = alphas_cumprod()
 
     def open(self):
+        for key in ("text_encoder", "text_encoder_2"):
+            self.modules[key] = text.revive(self.modules[key]).requires_grad_(True)
         self.latents = np.load(self.data / "latents.npy", mmap_mode="r")
         self.tokens = torch.from_numpy(np.load(self.data / "tokens.npy").astype(np.int64))
         self.control = np.load(self.data / "control.npy", mmap_mode="r")
@@ -162,6 +169,7 @@ class DiffusionStage(Stage):
         from diffusers import AutoencoderKL
 
         vae = AutoencoderKL.from_pretrained(folder / "vae")
+        modules = {key: text.revive(module) if "text" in key else module for key, module in modules.items()}
         control = None
         if "controlnet" in modules:
             views = np.linspace(0, len(self.control) - 1, len(SAMPLE_PROMPTS)).astype(int)

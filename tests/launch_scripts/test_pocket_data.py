@@ -43,7 +43,16 @@ def test_captions_use_only_vocabulary_and_fit():
 
 @pytest.mark.parametrize(
     "elevation, azimuth, view",
-    [(0, 0, "front"), (0, 44, "front"), (0, 46, "side"), (0, 134, "side"), (0, 136, "back"), (0, 226, "side"), (0, 359, "front"), (61, 0, "overhead")],
+    [
+        (0, 0, "front"),
+        (0, 44, "front"),
+        (0, 46, "side"),
+        (0, 134, "side"),
+        (0, 136, "back"),
+        (0, 226, "side"),
+        (0, 359, "front"),
+        (61, 0, "overhead"),
+    ],
 )
 def test_view_words(elevation, azimuth, view):
     assert captions.view_name(elevation, azimuth) == view
