@@ -78,6 +78,8 @@ class RandomCameraDataModule(pl.LightningDataModule):
     then see other cameras than the uninterrupted one.
     """
 
+    Config = RandomCameraConfig  # lets the launcher refuse a wrong key before anything is built
+
     def __init__(self, cfg: Any = None):
         super().__init__()
         self.cfg = parse_structured(RandomCameraConfig, cfg)

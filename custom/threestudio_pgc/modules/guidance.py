@@ -66,7 +66,7 @@ class SDXLGuidance(BaseObject):
         enable_memory_efficient_attention: bool = False
         enable_attention_slicing: bool = False
         enable_channels_last_format: bool = False
-        pgc: dict = field(default_factory=dict)
+        pgc: PGCConfig = field(default_factory=PGCConfig)
 
         # See _INERT. The rest steer things SDS does not do.
         enable_sequential_cpu_offload: bool = False

@@ -36,7 +36,8 @@ class Fantasia3DSystem(BaseLift3DSystem):
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
-        # Underscored: the host walks public attributes at every step, and neither is a module to optimise.
+        # Built and dropped: a mistake in the export's settings should not wait for the end of the training.
+        find(self.cfg.exporter_type)(self.cfg.exporter, geometry=self.geometry, material=self.material, background=self.background)
         self.prompt_utils = find(self.cfg.prompt_processor_type)(self.cfg.prompt_processor)()
         self.guidance = find(self.cfg.guidance_type)(self.cfg.guidance)
 
