@@ -1,3 +1,4 @@
+import json
 import shutil
 import warnings
 import weakref
@@ -56,7 +57,7 @@ def test_equals_the_pipelines_own_encoding(encode, tiny_sdxl):
 
     pipeline = StableDiffusionXLPipeline.from_pretrained(tiny_sdxl)
     texts = [PROMPT, "a zebra cup, overhead view", ""]
-    encoded = encode(texts)
+    encoded = encode(texts, zero_empty=False)
     for text in texts:
         with torch.no_grad():
             embedding, negative, pooled, negative_pooled = pipeline.encode_prompt(text, negative_prompt="", device="cpu")
@@ -71,9 +72,17 @@ def test_equals_the_pipelines_own_encoding(encode, tiny_sdxl):
 def test_the_empty_prompt_may_be_zeros(encode):
     zeros = encode(["", PROMPT], zero_empty=True)
     assert not zeros[""].embedding.any() and not zeros[""].pooled.any()
-    plain = encode(["", PROMPT])
+    plain = encode(["", PROMPT], zero_empty=False)
     assert plain[""].embedding.any()
     assert torch.equal(zeros[PROMPT].embedding, plain[PROMPT].embedding)
+
+
+@pytest.mark.parametrize("zeros", [True, False])
+def test_the_model_says_what_its_empty_prompt_is(encode, tiny_sdxl, tmp_path, zeros):
+    model = shutil.copytree(tiny_sdxl, tmp_path / "model")
+    index = json.loads((model / "model_index.json").read_text())
+    (model / "model_index.json").write_text(json.dumps(index | {"force_zeros_for_empty_prompt": zeros}))
+    assert bool(encode([""], model=model)[""].embedding.any()) is not zeros
 
 
 def test_bf16_encoders_give_float32(encode):

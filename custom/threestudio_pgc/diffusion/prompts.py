@@ -18,9 +18,11 @@ from torch import Tensor
 
 from .prior import (
     MODEL_KEY,
+    PIPELINE_INDEX,
     TEXT_ENCODERS,
     TOKENIZERS,
     Conditioning,
+    Part,
     PriorError,
     choose_variant,
     find_model,
@@ -113,7 +115,7 @@ def encode_prompts_sdxl(
     use_cache: bool = True,
     device: torch.device | str = "cpu",
     dtype: str | torch.dtype = "auto",
-    zero_empty: bool = False,
+    zero_empty: bool | None = None,
 ) -> dict[str, PromptEmbedding]:
     """Encode each prompt with both of SDXL's text encoders, as `StableDiffusionXLPipeline.encode_prompt` does.
 
@@ -122,7 +124,8 @@ def encode_prompts_sdxl(
     only for prompts that are not there, and freed at the end. A file that cannot be read is encoded anew.
 
     cache_dir   default `default_cache_dir()`; with use_cache False nothing is read or written
-    zero_empty  the empty prompt is all zeros, as diffusers' pipelines do with a missing negative prompt, instead of encoded
+    zero_empty  the empty prompt is all zeros, as diffusers' pipelines make a missing negative prompt, instead of encoded; None: what
+                the model says itself, by `force_zeros_for_empty_prompt` in its model_index.json
 
     Warns with PromptWarning where a prompt is cut at the encoders' length or has words a small vocabulary lacks, and with
     UnknownPromptWords where it has no other. Raises PriorError where the model cannot be had.
@@ -131,6 +134,8 @@ def encode_prompts_sdxl(
     dtype = resolve_dtype(dtype, device)
     parts = [*TEXT_ENCODERS, *TOKENIZERS]
     root = find_model(pretrained_model_name_or_path, MODEL_KEY, parts, half=dtype != torch.float32)
+    if zero_empty is None:
+        zero_empty = bool(read_config(root, Part("", PIPELINE_INDEX, None)).get("force_zeros_for_empty_prompt", True))
     tokenizers = _load_tokenizers(root)
     lengths = [_max_length(root, tokenizer, part) for tokenizer, part in zip(tokenizers, TEXT_ENCODERS)]
     prompts = list(dict.fromkeys(prompts))

@@ -36,7 +36,8 @@ class SDXLPromptProcessor(BaseObject):
     """Config:
     prompt: what to make.
     negative_prompt: what to avoid.
-    zero_empty: an empty negative prompt is all zeros, as in SDXL's own pipeline; false encodes the empty text, as the authors do.
+    zero_empty: true makes an empty negative prompt all zeros, false encodes the empty text, as the authors do; null does what the model's
+        own pipeline would, which for SDXL is zeros.
     pretrained_model_name_or_path: where the text encoders are; the guidance's model.
     prompt_front, prompt_side, prompt_back, prompt_overhead: replace "<prompt>, front view" and so on.
     overhead_threshold, front_threshold, back_threshold: degrees; see `diffusion.prompts.direction_index`.
@@ -47,7 +48,7 @@ class SDXLPromptProcessor(BaseObject):
     class Config(BaseObject.Config):
         prompt: str = ""
         negative_prompt: str = ""
-        zero_empty: bool = True
+        zero_empty: Any = None
         pretrained_model_name_or_path: str = "stabilityai/stable-diffusion-xl-base-1.0"
         prompt_front: Any = None
         prompt_side: Any = None
