@@ -163,6 +163,20 @@ def test_watertight_every_pixel_is_covered_exactly_once(seed):
     assert torch.equal(times, torch.ones(height, width))
 
 
+@pytest.mark.parametrize("turns", range(4))
+def test_an_edge_one_grid_unit_beside_a_pixel_centre(turns):
+    """The shared edge passes the centre (128, 128) of the first pixel at an edge function of 1, the smallest there is."""
+    size = 4
+    fixed = np.array([[127, 127], [427, 426], [500, 60], [60, 500]])  # the edge, and an apex on each side of it
+    for _ in range(turns):
+        fixed = np.stack([size * 256 - fixed[:, 1], fixed[:, 0]], axis=1)
+    clip = torch.from_numpy(np.column_stack([fixed / (128 * size) - 1, np.zeros(4), np.ones(4)]))[None]
+    first, second = ((CPU.rasterize(clip, torch.tensor([face]), size, size)[0, ..., 3] > 0) for face in ([0, 1, 2], [0, 3, 1]))
+    column, row = [(0, 0), (3, 0), (3, 3), (0, 3)][turns]
+    assert second[row, column] and not first[row, column]
+    assert not (first & second).any()
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_no_hole_where_a_triangle_crosses_w_zero(seed):
     """A plane through random points that surround the eye, tiled: below the horizon everything is covered."""
