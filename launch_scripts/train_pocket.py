@@ -132,7 +132,7 @@ def build_modules(args, sizes, control: bool) -> dict:
 
 def stage_unet(args, sizes) -> None:
     stage = unet.DiffusionStage(build_modules(args, sizes, False), args.output, sizes["batch"])
-    schedule = Schedule(args.minutes_unet, sizes["steps"], args.workers, 8e-4, decay_from=1.0, seed=args.seed, preview_seconds=420)
+    schedule = Schedule(args.minutes_unet, sizes["steps"], args.workers, 6e-4, decay_from=1.0, seed=args.seed, preview_seconds=420)
     train(stage, schedule, args.output, args.resume)
 
 

@@ -85,7 +85,8 @@ def _work(rank: int, stage: Stage, averages, schedule: Schedule, folder: Path, s
     parameters = [p for module in stage.modules.values() for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, schedule.learning_rate, betas=(0.9, 0.99), weight_decay=schedule.weight_decay, fused=True)
     if start["optimizer"] is not None:
-        optimizer.load_state_dict(start["optimizer"])
+        # What came to a worker is shared memory, but each needs moments of its own.
+        optimizer.load_state_dict(copy.deepcopy(start["optimizer"]))
     began, last_log, last_save, last_preview, sums, count, mine = time.time(), time.time(), time.time(), time.time(), {}, 0, 0
     first_steps = counter.value
     log = (folder / f"{stage.name}.jsonl").open("a") if rank == 0 else None
