@@ -130,16 +130,28 @@ def test_positions_of_an_untouched_mesh_come_back_bit_for_bit(box, tmp_path, col
 
 
 def test_a_glb_that_is_read_and_exported_again_is_where_it_was(box, tmp_path, color_fn):
+    import trimesh
+
     first = export_textured_mesh(box, color_fn, tmp_path / "first", "box", formats=["glb"], resolution=32)["glb"]
     mesh = normalize(load_mesh(first))
     second = export_textured_mesh(mesh, color_fn, tmp_path / "second", "box", formats=["glb"], resolution=32)["glb"]
-    corners = []
-    for path in (first, second):
-        _, views = parse_glb(path.read_bytes())
-        faces = np.frombuffer(views[0], "<u4").reshape(-1, 3)
-        corners.append((np.frombuffer(views[1], "<f4").reshape(-1, 3)[faces], np.frombuffer(views[3], "<f4").reshape(-1, 2)[faces]))
-    np.testing.assert_allclose(corners[1][0], corners[0][0], atol=1e-6)
-    np.testing.assert_allclose(corners[1][1], corners[0][1], atol=1e-6)
+    before, after = (trimesh.load(path, process=False, force="mesh") for path in (first, second))
+    np.testing.assert_allclose(after.vertices[after.faces], before.vertices[before.faces], atol=1e-6)
+    np.testing.assert_allclose(after.visual.uv[after.faces], before.visual.uv[before.faces], atol=1e-6)
+
+
+@pytest.mark.parametrize("up", ["y", "z"])
+def test_a_glb_stands_upright_whatever_the_users_up_is(box, tmp_path, color_fn, up):
+    """glTF's up is y: what was up for the user must be up for the viewer, and nothing is mirrored."""
+    import trimesh
+
+    expected = write_input(tmp_path / "input.obj", box)
+    mesh = normalize(load_mesh(tmp_path / "input.obj", up=up))
+    glb = export_textured_mesh(mesh, color_fn, tmp_path / "out", "box", formats=["glb"], resolution=32)["glb"]
+    seen = trimesh.load(glb, process=False, force="mesh")
+    x, y, z = np.moveaxis(expected[box.faces], -1, 0)
+    wanted = np.stack([x, y, z] if up == "y" else [x, z, -y], axis=-1)
+    np.testing.assert_allclose(seen.vertices[seen.faces], wanted, rtol=0, atol=1e-6 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("kept", [True, False])

@@ -13,6 +13,7 @@ from .files import write_bytes
 _FLOAT, _UNSIGNED_INT = 5126, 5125
 _VERTEX_BUFFER, _INDEX_BUFFER = 34962, 34963
 _TRIANGLES = 4
+_Z_UP_TO_Y_UP = [-(0.5**0.5), 0.0, 0.0, 0.5**0.5]  # quaternion x, y, z, w: a quarter turn about x
 _LINEAR, _LINEAR_MIPMAP_LINEAR, _CLAMP_TO_EDGE = 9729, 9987, 33071
 
 
@@ -25,6 +26,7 @@ def write_glb(
     texture_png: bytes,
     *,
     name: str = "mesh",
+    z_up: bool = False,
 ) -> Path:
     """Write a textured mesh as GLB, atomically.
 
@@ -35,6 +37,8 @@ def write_glb(
         faces: (F, 3) indices of vertices.
         uvs: (N, 2) with v = 1 at row 0 of the texture; glTF counts v from the top, so 1 - v is written.
         texture_png: the encoded picture.
+        z_up: the vertices' up is z. glTF's is y, so the node that carries the mesh turns it upright; the vertices stay as given, and
+            programs whose own up is z, such as Blender, turn it back to exactly them.
     Raises:
         ExportError: the file cannot be written.
     """
@@ -69,7 +73,7 @@ def write_glb(
         "asset": {"version": "2.0", "generator": "threestudio_pgc"},
         "scene": 0,
         "scenes": [{"nodes": [0]}],
-        "nodes": [{"mesh": 0, "name": name}],
+        "nodes": [{"mesh": 0, "name": name} | ({"rotation": _Z_UP_TO_Y_UP} if z_up else {})],
         "meshes": [{"name": name, "primitives": [primitive]}],
         "materials": [material],
         "textures": [{"source": 0, "sampler": 0}],

@@ -76,7 +76,8 @@ def export_textured_mesh(
         vertex, uv, split_faces = split_vertices(faces, atlas.uv_faces)
         path = directory / f"{stem}.glb"
         corners = vertices[vertex], split_faces, normals[vertex], atlas.uvs[uv]
-        written["glb"] = write_glb(path, *corners, texture_png, name=stem)
+        z_up = bool(mesh.frame.rotation[2, 2] > 0.5)  # our own up, z, is the user's z and not his y
+        written["glb"] = write_glb(path, *corners, texture_png, name=stem, z_up=z_up)
     if "obj" in formats:
         path = directory / f"{stem}.obj"
         written |= write_obj(path, vertices, faces, normals, atlas.uvs, atlas.uv_faces, texture_png)
