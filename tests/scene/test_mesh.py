@@ -360,6 +360,16 @@ def test_normals_follow_the_vertices():
         mesh.vertex_normals().sum().backward()
 
 
+def test_normals_of_a_validation_serve_the_training_after_it():
+    mesh = load_mesh("builtin:lettered")
+    with torch.inference_mode():  # Lightning validates in it, and does so once before training
+        expected = mesh.vertex_normals()
+        assert torch.equal(mesh.to("cpu").vertex_normals(), expected)
+    weight = torch.ones(3, requires_grad=True)
+    (mesh.vertex_normals() * weight).sum().backward()
+    torch.testing.assert_close(weight.grad, expected.sum(0))
+
+
 def test_to_moves_everything():
     mesh = load_mesh("builtin:lettered").to("meta")
     assert {getattr(mesh, name).device.type for name in ("vertices", "faces", "uvs", "uv_faces")} == {"meta"}

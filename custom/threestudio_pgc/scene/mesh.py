@@ -59,17 +59,20 @@ class TriangleMesh:
     source_path: Path | None = None
 
     def __post_init__(self):
-        self._normals: tuple[tuple, Tensor] | None = None
+        self._normals: tuple[Tensor, int, Tensor, Tensor] | None = None  # vertices, their version, faces, normals
 
     def vertex_normals(self) -> Tensor:
         """Unit outward normals (V, 3), the area-weighted mean of the adjoining faces'; +z where faces cancel out. Differentiable.
 
-        Kept until `vertices` is replaced or written to; not kept while a gradient is asked for, since a graph serves one backward.
+        Kept until `vertices` is replaced or written to. Not kept while a gradient is asked for, since a graph serves one backward, nor
+        in inference mode, whose tensors training could not use.
         """
-        key = (id(self.vertices), self.vertices._version, id(self.faces))
-        tracked = self.vertices.requires_grad and torch.is_grad_enabled()
-        if self._normals is not None and self._normals[0] == key and not tracked:
-            return self._normals[1]
+        keep = not (self.vertices.requires_grad and torch.is_grad_enabled())
+        keep = keep and not torch.is_inference_mode_enabled() and not self.vertices.is_inference()
+        if keep and self._normals is not None:
+            vertices, version, faces, normals = self._normals
+            if vertices is self.vertices and version == vertices._version and faces is self.faces:
+                return normals
         corners = self.vertices[self.faces]
         doubled_area = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
         summed = torch.zeros_like(self.vertices)
@@ -79,8 +82,8 @@ class TriangleMesh:
         up = summed.new_tensor([0.0, 0.0, 1.0])
         # the inner `where` keeps the unused branch from dividing by zero, which would make the gradient NaN
         normals = torch.where(lengths > 0, summed / torch.where(lengths > 0, lengths, torch.ones_like(lengths)), up)
-        if not tracked:
-            self._normals = (key, normals)
+        if keep:
+            self._normals = (self.vertices, self.vertices._version, self.faces, normals)
         return normals
 
     def face_normals(self) -> Tensor:
@@ -209,7 +212,7 @@ def _read(path: Path, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray | N
     import trimesh
 
     try:
-        scene = trimesh.load_scene(str(path), process=False)
+        scene = trimesh.load(str(path), force="scene", process=False)
     except Exception as error:  # every format of trimesh fails in its own way
         raise MeshError(f"{name}: cannot be read as a mesh ({type(error).__name__}: {error})") from error
 
