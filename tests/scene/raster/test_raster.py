@@ -12,7 +12,7 @@ import torch
 from threestudio_pgc.scene.cameras import look_at_cameras, orbit_cameras
 from threestudio_pgc.scene.mesh import load_mesh, normalize
 from threestudio_pgc.scene.raster import RasterError, make_rasterizer
-from threestudio_pgc.scene.raster.cpu import CpuRasterizer
+from threestudio_pgc.scene.raster.cpu import SUBPIXEL, CpuRasterizer
 from threestudio_pgc.scene.raster.reference import ReferenceRasterizer
 
 CPU, TWIN = CpuRasterizer(), ReferenceRasterizer()
@@ -165,12 +165,13 @@ def test_watertight_every_pixel_is_covered_exactly_once(seed):
 
 @pytest.mark.parametrize("turns", range(4))
 def test_an_edge_one_grid_unit_beside_a_pixel_centre(turns):
-    """The shared edge passes the centre (128, 128) of the first pixel at an edge function of 1, the smallest there is."""
-    size = 4
-    fixed = np.array([[127, 127], [427, 426], [500, 60], [60, 500]])  # the edge, and an apex on each side of it
+    """The shared edge passes the centre of the first pixel at an edge function of 1, the smallest there is."""
+    size, half = 4, SUBPIXEL // 2
+    # the edge, and an apex on each side of it
+    fixed = np.array([[half - 1, half - 1], [half + 300, half + 299], [4 * half, 0], [0, 4 * half]])
     for _ in range(turns):
-        fixed = np.stack([size * 256 - fixed[:, 1], fixed[:, 0]], axis=1)
-    clip = torch.from_numpy(np.column_stack([fixed / (128 * size) - 1, np.zeros(4), np.ones(4)]))[None]
+        fixed = np.stack([size * SUBPIXEL - fixed[:, 1], fixed[:, 0]], axis=1)
+    clip = torch.from_numpy(np.column_stack([fixed / (half * size) - 1, np.zeros(4), np.ones(4)]))[None]
     first, second = ((CPU.rasterize(clip, torch.tensor([face]), size, size)[0, ..., 3] > 0) for face in ([0, 1, 2], [0, 3, 1]))
     column, row = [(0, 0), (3, 0), (3, 3), (0, 3)][turns]
     assert second[row, column] and not first[row, column]

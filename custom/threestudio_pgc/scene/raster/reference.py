@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SUBPIXEL = 256
-FIXED_LIMIT = 1 << 28
+SUBPIXEL = 4096
+FIXED_LIMIT = 1 << 29
 SUPERSAMPLING = 4
 PAIRS_AT_ONCE = 1 << 22  # bounds the memory
 
