@@ -1,6 +1,6 @@
 """Trains the bundled "pocket" model from nothing: renders, VAE, U-Net with text encoders, depth ControlNet, export.
 
-    python launch_scripts/train_pocket.py                     # everything, about 90 minutes on two cores
+    python launch_scripts/train_pocket.py                     # everything, about 80 minutes on two cores
     python launch_scripts/train_pocket.py --stage unet --minutes-unet 20 --resume
     python launch_scripts/train_pocket.py --smoke --output /tmp/pocket   # every stage in a minute, to see that it runs
 
@@ -45,7 +45,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--assets", type=Path, default=None, help="where `export` writes; else the package's assets")
     parser.add_argument("--minutes-vae", type=float, default=14.0)
     parser.add_argument("--minutes-unet", type=float, default=30.0, help="U-Net and text encoders without control")
-    parser.add_argument("--minutes-controlnet", type=float, default=30.0, help="ControlNet and U-Net together")
+    parser.add_argument("--minutes-controlnet", type=float, default=20.0, help="ControlNet and U-Net together")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true", help="continue each stage from its checkpoint; without it stages begin anew")
@@ -144,7 +144,7 @@ def stage_controlnet(args, sizes) -> None:
         unet.start_control(modules)
     stage = unet.DiffusionStage(modules, args.output, sizes["batch"])
     minutes, seed = args.minutes_controlnet, args.seed + 5
-    schedule = Schedule(minutes, sizes["steps"], args.workers, 8e-4, decay_from=0.35, seed=seed, preview_seconds=420)
+    schedule = Schedule(minutes, sizes["steps"], args.workers, 6e-4, decay_from=0.35, seed=seed, preview_seconds=420)
     train(stage, schedule, args.output, args.resume)
 
 
