@@ -3,6 +3,7 @@
 Run by quickstart.sh, which installs what this needs. Further arguments are config overrides, e.g. `trainer.max_steps=300`.
 """
 
+import os
 import re
 import subprocess
 import sys
@@ -27,7 +28,8 @@ def main() -> None:
     prompt, mesh, *overrides = sys.argv[1:]
     begun = time.perf_counter()
     slug = re.sub(r"\W+", "_", f"{prompt} {Path(mesh).stem.removeprefix('builtin:')}").strip("_")
-    folder = Path("outputs/quickstart") / slug
+    root = next((item.split("=", 1)[1] for item in overrides if item.startswith("exp_root_dir=")), "outputs")
+    folder = Path(root) / "quickstart" / slug
     common = ["name=quickstart", f"tag={slug}", "use_timestamp=false", f"system.geometry.mesh={mesh}", *overrides]
     quoted = prompt.replace("\\", "\\\\").replace('"', '\\"')
     common.append(f'system.prompt_processor.prompt="{quoted}"')
@@ -39,7 +41,7 @@ def main() -> None:
     print(f"\n{prompt!r} took {time.perf_counter() - begun:.0f} s")
     for name, pattern in results.items():
         found = sorted((ROOT / folder / "save").glob(pattern), key=lambda path: path.stat().st_mtime)
-        print(f"{name + ':':15}{found[-1].relative_to(ROOT) if found else 'missing'}")
+        print(f"{name + ':':15}{os.path.relpath(found[-1], ROOT) if found else 'missing'}")
 
 
 if __name__ == "__main__":

@@ -22,16 +22,16 @@ RUNS = ROOT / "outputs" / "twelve-prompts"
 PAIRS = [
     ("a red brick bunny", "bunny"),
     ("a zebra bunny", "bunny"),
-    ("a golden bunny", "bunny"),
-    ("a green polka dot teapot", "teapot"),
+    ("a purple bunny with white polka dots", "bunny"),
     ("a wooden teapot", "teapot"),
+    ("a golden teapot", "teapot"),
     ("a lava teapot", "teapot"),
     ("a blue and white checkered vase", "vase"),
-    ("a mosaic vase", "vase"),
     ("a giraffe vase", "vase"),
+    ("a mossy stone vase", "vase"),
     ("a red and white striped knot", "knot"),
     ("a leopard knot", "knot"),
-    ("a mossy stone knot", "knot"),
+    ("a rainbow knot", "knot"),
 ]
 VARIANTS = {
     "PGC": [],
@@ -78,6 +78,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--only", default="", help="prompts that contain this text")
     parser.add_argument("--output", type=Path, default=RUNS, help="folder of the contact sheets")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     args, overrides = parser.parse_known_args()
     pairs = [pair for pair in PAIRS if args.only in pair[0]]
     if not pairs:
@@ -85,7 +86,7 @@ def main() -> None:
 
     from threestudio_pgc.export.pictures import contact_sheet, save_png
 
-    jobs = [(pair, variant) for pair in pairs for variant in VARIANTS]
+    jobs = [(pair, variant) for variant in args.variants for pair in pairs]
     records = []
     with concurrent.futures.ThreadPoolExecutor(args.workers) as pool:
         futures = [pool.submit(run, pair, variant, overrides) for pair, variant in jobs]
@@ -95,11 +96,14 @@ def main() -> None:
             outcome = f"failed: {record['error']}" if "error" in record else f"{record['seconds']:.0f} s"
             print(f"[{count}/{len(jobs)}] {record['prompt']}, {record['variant']}: {outcome}", flush=True)
     done = [pair for pair in pairs if not any("error" in record for record in records if record["prompt"] == pair[0])]
-    for variant in VARIANTS:
+    for variant in args.variants:
         pictures = [picture for prompt, _ in done for picture in views(prompt, variant)]
         labels = [f"{prompt} {90 * index}°" for prompt, _ in done for index in range(VIEWS)]
         path = save_png(args.output / f"{variant.replace(' ', '-').lower()}.png", contact_sheet(pictures, columns=2 * VIEWS, labels=labels))
         print(f"{variant}: {path}")
+    if "PGC" in args.variants and done:
+        front = [views(prompt, "PGC")[1] for prompt, _ in done]
+        print(f"teaser: {save_png(args.output / 'teaser.png', contact_sheet(front, columns=6))}")
     if any("error" in record for record in records):
         sys.exit(1)
 

@@ -151,6 +151,15 @@ def test_parameter_groups_hold_every_parameter_once():
     assert sorted(grouped) == sorted(id(parameter) for parameter in field.parameters())
 
 
+def test_gain_multiplies_what_the_grid_says():
+    torch.manual_seed(0)
+    plain = TextureField(FieldConfig(**SMALL, bias=False, hidden_layers=0))
+    loud = TextureField(FieldConfig(**SMALL, bias=False, hidden_layers=0, gain=10.0))
+    loud.load_state_dict(plain.state_dict())
+    points = random_points(50)
+    torch.testing.assert_close(loud(points), 10 * plain(points))
+
+
 def test_a_field_learns_a_pattern_on_a_surface():
     torch.manual_seed(0)
     field = TextureField.from_preset("pocket")
@@ -183,7 +192,7 @@ def test_every_config_entry_is_checked_and_named():
     with pytest.raises(ValueError, match="unknown key 'n_level'.*did you mean 'n_levels'"):
         field_config("pocket", n_level=3)
     bad = dict(n_levels=0, n_features_per_level=0, log2_hashmap_size=2, base_resolution=1, max_resolution=3, bound=0.0)
-    bad |= dict(hidden_width=0, hidden_layers=-1, n_output=0, backend="cuda")
+    bad |= dict(hidden_width=0, hidden_layers=-1, n_output=0, gain=0.0, backend="cuda")
     for key, value in bad.items():
         with pytest.raises(ValueError, match=f"{key}: found {value!r}"):
             TextureField(dataclasses.replace(FieldConfig(**SMALL), **{key: value}))

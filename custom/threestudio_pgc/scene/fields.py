@@ -38,6 +38,8 @@ class FieldConfig:
         hidden_width, hidden_layers, bias: the MLP between the L*F grid features and the output, ReLU after each hidden
             layer.
         n_output: features returned per point, C.
+        gain: what the grid features are multiplied by before the MLP. Adam moves a node by about its learning rate per step whatever
+            the gradient, so this sets how fast a pattern can grow against the mean colour, which the MLP's bias carries.
         backend: "auto" (the fastest that is present), "torch", "numba" (CPU) or "tcnn" (CUDA).
     """
 
@@ -51,6 +53,7 @@ class FieldConfig:
     hidden_layers: int = 1
     bias: bool = True
     n_output: int = 3
+    gain: float = 1.0
     backend: str = "auto"
 
 
@@ -59,8 +62,9 @@ FIELD_PRESETS: dict[str, FieldConfig] = {
     "reference": FieldConfig(n_levels=16, n_features_per_level=4, log2_hashmap_size=16, hidden_layers=1, bias=True),
     # Fantasia3D's (and nvdiffrec's) texture field: 12.6 M parameters.
     "fantasia3d": FieldConfig(n_levels=16, n_features_per_level=2, log2_hashmap_size=19, hidden_layers=2, bias=False),
-    # For 128-pixel views on one CPU core: the finest cell is about half a pixel, each level's table fits in the cache.
-    "pocket": FieldConfig(n_levels=8, n_features_per_level=2, log2_hashmap_size=16, base_resolution=8, max_resolution=256),
+    # For 128-pixel views on one CPU core: the finest cell is about half a pixel, each level's table fits in the cache. The gain is
+    # for runs of a few hundred steps, in which without it the mean colour is learnt and the pattern is not.
+    "pocket": FieldConfig(n_levels=8, n_features_per_level=2, log2_hashmap_size=16, base_resolution=8, max_resolution=256, gain=10.0),
 }
 
 
@@ -217,6 +221,7 @@ class TextureField(nn.Module):
         _require(config.hidden_layers >= 0, "hidden_layers", config.hidden_layers, "at least 0")
         _require(config.hidden_width >= 1, "hidden_width", config.hidden_width, "at least 1")
         _require(config.n_output >= 1, "n_output", config.n_output, "at least 1")
+        _require(config.gain > 0, "gain", config.gain, "a positive number")
         self.config = config
         self.encoding = HashGridEncoding(
             config.n_levels,
@@ -246,7 +251,7 @@ class TextureField(nn.Module):
         Returns:
             (N, C)
         """
-        return self.mlp(self.encoding(points))
+        return self.mlp(self.encoding(points) * self.config.gain)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Parameters by part, {"encoding": [...], "mlp": [...]}: the grid usually learns ten times as fast as the MLP."""
