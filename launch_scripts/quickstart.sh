@@ -2,7 +2,7 @@
 # Texture a mesh with the bundled diffusion model, on a CPU, with no download but the Python packages:
 #   bash launch_scripts/quickstart.sh ["PROMPT" [MESH]] [key=value ...]
 # MESH is a file or builtin:bunny, builtin:teapot, builtin:vase, builtin:knot, builtin:lettered.
-prompt="${1:-a red brick bunny}"
+prompt="${1:-a zebra bunny}"
 mesh="${2:-builtin:bunny}"
 shift $(($# < 2 ? $# : 2))
 # A relative mesh path is relative to where the user stands, not to the repository.
