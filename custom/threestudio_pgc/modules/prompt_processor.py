@@ -1,13 +1,21 @@
 """Prompts for SDXL: encoded once, cached on disk, chosen by view."""
 
+import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
 from ..diffusion.prior import Conditioning
-from ..diffusion.prompts import PromptEmbedding, direction_index, encode_prompts_sdxl, make_conditioning, view_prompts
-from ..host import BaseObject, get_device, info, register
+from ..diffusion.prompts import (
+    PromptEmbedding,
+    PromptWarning,
+    direction_index,
+    encode_prompts_sdxl,
+    make_conditioning,
+    view_prompts,
+)
+from ..host import BaseObject, get_device, info, register, warn
 
 
 @dataclass
@@ -68,13 +76,17 @@ class SDXLPromptProcessor(BaseObject):
         own = (self.cfg.prompt_side, self.cfg.prompt_front, self.cfg.prompt_back, self.cfg.prompt_overhead)
         views = [written or derived for written, derived in zip(own, view_prompts(prompt))]
         info(f"Prompt: {prompt!r}; negative prompt: {negative!r}")
-        encoded = encode_prompts_sdxl(
-            self.cfg.pretrained_model_name_or_path,
-            list(dict.fromkeys([prompt, *views, negative])),
-            cache_dir=self.cfg.cache_dir,
-            device=get_device(),
-            zero_empty=self.cfg.zero_empty,
-        )
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", PromptWarning)
+            encoded = encode_prompts_sdxl(
+                self.cfg.pretrained_model_name_or_path,
+                list(dict.fromkeys([prompt, *views, negative])),
+                cache_dir=self.cfg.cache_dir,
+                device=get_device(),
+                zero_empty=self.cfg.zero_empty,
+            )
+        for warning in caught:  # through the host, so that they stand in its log and once per run
+            warn(str(warning.message))
         thresholds = {view: self.cfg[f"{view}_threshold"] for view in ("front", "back", "overhead")}
         self._prompts = SDXLPrompts(prompt, views, negative, encoded, thresholds)
 
