@@ -102,7 +102,7 @@ def main() -> None:
         path = save_png(args.output / f"{variant.replace(' ', '-').lower()}.png", contact_sheet(pictures, columns=2 * VIEWS, labels=labels))
         print(f"{variant}: {path}")
     if "PGC" in args.variants and done:
-        front = [views(prompt, "PGC")[1] for prompt, _ in done]
+        front = [views(prompt, "PGC")[mesh == "bunny"] for prompt, mesh in done]  # the bunny's best side is its flank
         print(f"teaser: {save_png(args.output / 'teaser.png', contact_sheet(front, columns=6))}")
     if any("error" in record for record in records):
         sys.exit(1)
