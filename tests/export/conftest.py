@@ -1,3 +1,4 @@
+import contextlib
 import resource
 
 import numpy as np
@@ -60,7 +61,18 @@ def color_fn():
 
 @pytest.fixture
 def limit_file_size():
-    """A function that makes writing beyond so many bytes fail in the kernel, as a full disk does."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    """Context in which writing beyond so many bytes fails in the kernel, as on a full disk.
+
+    A context and not the whole test: the test runner's own output may go to a file, which the limit would hit as well.
+    """
+
+    @contextlib.contextmanager
+    def limit(size):
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limit

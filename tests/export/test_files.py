@@ -29,8 +29,7 @@ def test_a_written_file_has_ordinary_permissions(tmp_path):
 def test_a_write_the_system_refuses_keeps_the_old_file_and_leaves_nothing_behind(tmp_path, limit_file_size):
     path = tmp_path / "mesh.glb"
     path.write_bytes(b"old")
-    limit_file_size(1000)
-    with pytest.raises(ExportError, match="mesh.glb: cannot be written .*; the file that was there is unchanged"):
+    with limit_file_size(1000), pytest.raises(ExportError, match="mesh.glb: cannot be written .*; the file that was there is unchanged"):
         write_bytes(path, bytes(10_000))
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["mesh.glb"]
