@@ -98,7 +98,8 @@ def test_a_film_cut_short_keeps_the_old_one(tmp_path, limit_file_size):
     path = tmp_path / "film.mp4"
     path.write_bytes(b"old")
     frames = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), dtype=np.uint8)
-    with limit_file_size(1000), pytest.raises(ExportError, match="film.mp4: cannot be written .ffmpeg.*; the file that was there is unchanged"):
+    message = "film.mp4: cannot be written .ffmpeg.*; the file that was there is unchanged"
+    with limit_file_size(1000), pytest.raises(ExportError, match=message):
         write_video(path, list(frames))
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["film.mp4"]
 
