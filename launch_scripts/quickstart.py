@@ -17,7 +17,13 @@ CONFIG = "configs/fantasia3d-pocket-pgc.yaml"
 def launch(*arguments: str) -> None:
     """One call of the standalone launcher; ends this script with its exit code if that is not zero."""
     command = [sys.executable, "launch_scripts/launch.py", "--config", CONFIG, "--gpu", "none", *arguments]
-    code = subprocess.run(command, cwd=ROOT).returncode
+    process = subprocess.Popen(command, cwd=ROOT)
+    while True:
+        try:
+            code = process.wait()
+            break
+        except KeyboardInterrupt:  # the launcher got it too, saves a checkpoint and says how to go on: let it
+            continue
     if code:
         sys.exit(code)
 
