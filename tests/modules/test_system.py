@@ -122,3 +122,28 @@ def test_glb_of_a_run_holds_the_texture(trained):
     length = int.from_bytes(content[12:16], "little")
     scene = json.loads(content[20 : 20 + length])
     assert len(scene["images"]) == 1 and scene["materials"][0]["pbrMetallicRoughness"]["baseColorTexture"]
+
+
+@pytest.mark.parametrize("precision", ["32", "bf16-mixed"])
+@pytest.mark.parametrize("weight", [0.1, 10.0])
+def test_the_renderer_receives_the_regulated_gradient_through_the_trainer(launch, tmp_path, monkeypatch, precision, weight):
+    """What arrives at the rendered image in a real training step, whatever the trainer's precision and the loss's weight."""
+    from threestudio_pgc.modules.system import Fantasia3DSystem
+    from threestudio_pgc.pixelgrad import pixel_norm
+
+    forward, received = Fantasia3DSystem.forward, []
+
+    def watched(self, batch):
+        out = forward(self, batch)
+        if out["comp_rgb"].requires_grad:
+            out["comp_rgb"].register_hook(lambda gradient: received.append((gradient.dtype, gradient.clone())))
+        return out
+
+    monkeypatch.setattr(Fantasia3DSystem, "forward", watched)
+    overrides = [f"trainer.precision={precision}", f"system.loss.lambda_sds={weight}", "trainer.max_steps=2"]
+    assert launch("train", tmp_path, *overrides, "system.guidance.pgc.threshold=1e-3") == 0
+    assert len(received) == 2
+    for dtype, gradient in received:
+        norms = pixel_norm(gradient) * len(gradient) / weight
+        assert dtype == torch.float32
+        assert norms.max() == pytest.approx(1e-3, rel=1e-4), "some pixel is at the threshold and none above it"
