@@ -101,6 +101,10 @@ def main() -> None:
         labels = [f"{prompt} {90 * index}°" for prompt, _ in done for index in range(VIEWS)]
         path = save_png(args.output / f"{variant.replace(' ', '-').lower()}.png", contact_sheet(pictures, columns=2 * VIEWS, labels=labels))
         print(f"{variant}: {path}")
+    if done and len(args.variants) == len(VARIANTS):
+        beside = [views(prompt, variant)[mesh == "bunny"] for prompt, mesh in done for variant in VARIANTS]
+        labels = [f"{prompt}: {variant}" for prompt, _ in done for variant in VARIANTS]
+        print(f"side by side: {save_png(args.output / 'side-by-side.png', contact_sheet(beside, columns=6, labels=labels))}")
     if "PGC" in args.variants and done:
         front = [views(prompt, "PGC")[mesh == "bunny"] for prompt, mesh in done]  # the bunny's best side is its flank
         print(f"teaser: {save_png(args.output / 'teaser.png', contact_sheet(front, columns=6))}")
