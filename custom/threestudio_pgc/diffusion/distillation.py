@@ -72,7 +72,7 @@ def distill(
             latents = image.movedim(-1, 1)
         else:
             latents = encode_without_graph(image, prior.encode, views_at_a_time(views_per_pullback, image))
-        abar = prior.alphas_cumprod.to(latents)[timesteps].view(-1, 1, 1, 1)
+        abar = prior.alphas_cumprod_at(timesteps)
         noisy = prior.add_noise(latents, noise, timesteps)
         prediction = prior.predict_noise(noisy, timesteps, conditioning, control)
         latent_gradient = sds(prediction, noise, abar, guidance_scale=guidance_scale, cfg=cfg, weighting=weighting)

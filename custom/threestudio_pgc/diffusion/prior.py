@@ -77,6 +77,9 @@ class LatentPrior(Protocol):
     def alphas_cumprod(self) -> Tensor:
         """(T,): abar_t, the share of the signal's variance left at timestep t."""
 
+    def alphas_cumprod_at(self, t: Tensor) -> Tensor:
+        """t (B,) -> abar_t (B, 1, 1, 1)."""
+
     def encode(self, image: Tensor) -> Tensor:
         """(B, H, W, 3) in [0, 1] -> (B, C, h, w), differentiable."""
 

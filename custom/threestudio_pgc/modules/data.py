@@ -96,7 +96,6 @@ class RandomCameraDataModule(pl.LightningDataModule):
             low, high = self.cfg[key]
             if low > high:
                 raise ValueError(f"data.{key}: found [{low}, {high}], wanted [low, high]")
-        # A sphere around the normalised object's box corners (extent 0.8) must stay in front of the camera.
         if self.cfg.camera_distance_range[0] <= 0 or self.cfg.focal_range[0] <= 0:
             raise ValueError("data.camera_distance_range and data.focal_range: wanted values greater than 0")
 

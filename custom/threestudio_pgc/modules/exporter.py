@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..host import Exporter, ExporterOutput, register
-from ..scene.fields import evaluate_in_chunks
 
 
 @register("pgc-mesh-exporter")
@@ -48,4 +47,4 @@ class MeshExporter(Exporter):
 
     def _albedo(self, points):
         """(N, 3) points in the normalised frame -> (N, 3) display RGB in [0, 1]."""
-        return evaluate_in_chunks(lambda part: self.material.export(**self.geometry.export(part))["albedo"], points)
+        return self.material.export(**self.geometry.export(points))["albedo"]

@@ -12,7 +12,7 @@ from ..diffusion.distillation import distill
 from ..diffusion.sdxl import SDXLPrior
 from ..diffusion.timesteps import sample_timesteps, timestep_bounds
 from ..host import BaseObject, C, get_device, info, parse_structured, register, warn
-from ..pixelgrad import RULES, PGCConfig, check_pgc, gradient_statistics, nonfinite_pixels, pixel_norm, surrogate_loss
+from ..pixelgrad import RULES, PGCConfig, check_pgc, gradient_statistics, pixel_norm, surrogate_loss
 from ..pixelgrad.linear_map import PAPER_ENCODER, load_linear_map
 from .randomness import step_generator
 
@@ -102,7 +102,7 @@ class SDXLGuidance(BaseObject):
         )
         self._encode = self._pullback_encoder()
         self._step, self._epoch = 0, 0
-        self._last_norms: Tensor | None = None
+        self._last_raw: Tensor | None = None
 
     def _pullback_encoder(self):
         """The map whose transpose brings the latent gradient to the image."""
@@ -124,7 +124,7 @@ class SDXLGuidance(BaseObject):
 
     def last_norms(self) -> Tensor | None:
         """(B, H, W) norms of the last step's raw image gradient, for a picture; None before the first step."""
-        return self._last_norms
+        return None if self._last_raw is None else pixel_norm(self._last_raw, norm=self.pgc.norm)
 
     def __call__(
         self,
@@ -191,9 +191,9 @@ class SDXLGuidance(BaseObject):
             image_is_latent=latent_image,
             views_per_pullback=self.pgc.views_per_pullback,
         )
-        self._last_norms = pixel_norm(step.raw, norm=self.pgc.norm)
+        self._last_raw = step.raw
         statistics = gradient_statistics(step.raw, threshold, norm=self.pgc.norm)
-        unusable = bool(nonfinite_pixels(step.raw).all()) or not bool(torch.isfinite(step.latent_gradient).any())
+        unusable = statistics["nonfinite"] == step.raw[..., 0].numel() or not bool(torch.isfinite(step.latent_gradient).any())
         if statistics["nonfinite"]:
             warn(f"step {self._step}: {int(statistics['nonfinite'])} pixels had a non-finite gradient and were zeroed")
         return {

@@ -1,6 +1,5 @@
 """Fantasia3D's pipeline with a high-resolution prior: so far its texture stage, on a fixed mesh (paper, section 5.1)."""
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,5 +114,4 @@ class Fantasia3DSystem(BaseLift3DSystem):
         paths = export_textured_mesh(mesh, color, target.parent, target.name, formats=formats, resolution=resolution)
         for kind, path in paths.items():
             info(f"{kind.upper()}: {path}")
-        sys.stdout.flush()
         return [str(path) for path in paths.values()]
