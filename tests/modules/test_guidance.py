@@ -154,6 +154,51 @@ def test_schedules_follow_the_step(build, prompts):
     assert (start["max_step"], end["max_step"]) == (900, 500)
 
 
+def test_an_adaptive_threshold_clips_its_share_and_goes_into_the_log(build, prompts):
+    guidance = build({"threshold": {"quantile": 0.9}})
+    rgb, cameras = views(2)
+    out = guidance(rgb, prompts, **cameras)
+    assert out["share_clipped"] == pytest.approx(0.1, abs=0.01) and out["norm_p50"] < out["threshold"] < out["norm_max"]
+    out["loss_sds"].backward()
+    assert pixel_norm(rgb.grad).max() * 2 == pytest.approx(out["threshold"], rel=1e-4)
+
+
+def test_an_adaptive_threshold_goes_on_from_the_runs_state(build, prompts):
+    def steps(guidance, numbers):
+        found = []
+        for number in numbers:
+            guidance.update_step(0, number)
+            rgb, cameras = views(2, seed=number)
+            found.append(guidance(rgb, prompts, **cameras)["threshold"])
+        return found
+
+    whole = build({"threshold": {"quantile": 0.9}})
+    values = steps(whole, range(4))
+    begun, resumed = build({"threshold": {"quantile": 0.9}}), build({"threshold": {"quantile": 0.9}})
+    steps(begun, range(2))
+    resumed.load_run_state(begun.run_state())
+    assert steps(resumed, range(2, 4)) == values[2:] != steps(build({"threshold": {"quantile": 0.9}}), range(2, 4))
+    assert build().run_state() == {}
+    build().load_run_state(begun.run_state())  # a fixed threshold has no use for it
+
+
+@pytest.mark.parametrize("rule", ["normalize", "clip-norm"])
+def test_a_rule_cannot_be_applied_twice(build, prompts, rule):
+    """The authors' 2D script registers its hook on the same leaf in every iteration, so that after k of them the rule acts k times. Here
+    the rule acts inside the call: the tenth step on one leaf gives what the first does, and PNGD's gain is c / (|g| + c) once."""
+    guidance, raw = build({"rule": rule}), image_gradient(build({"enabled": False}), prompts, 2)
+    rgb, cameras = views(2)
+    gradients = []
+    for _ in range(10):
+        rgb.grad = None
+        guidance(rgb, prompts, **cameras)["loss_sds"].backward()
+        gradients.append(rgb.grad)
+    assert torch.equal(gradients[-1], gradients[0]) and not rgb._backward_hooks
+    if rule == "normalize":
+        norms = pixel_norm(raw) * 2
+        torch.testing.assert_close(pixel_norm(rgb.grad) * 2, norms * 0.1 / (norms + 0.1), rtol=1e-4, atol=1e-9)
+
+
 def test_nonfinite_gradients_are_zeroed_counted_and_reported(build, prompts):
     guidance = build()
     encode = guidance._prior.encode

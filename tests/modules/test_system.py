@@ -57,6 +57,21 @@ def test_resume_equals_the_uninterrupted_run_bit_for_bit(trained, launch, tmp_pa
                 assert torch.equal(torch.as_tensor(value), torch.as_tensor(other["state"][index][key])), (index, key)
 
 
+def test_an_adaptive_threshold_survives_a_resume(launch, tmp_path):
+    """In the checkpoint, and used from there: the resumed run ends with the uninterrupted one's histogram and parameters."""
+    adaptive = "system.guidance.pgc.threshold={quantile: 0.9}"
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert launch("train", whole, adaptive) == 0
+    assert launch("train", parts, adaptive, "trainer.max_steps=2") == 0
+    assert torch.load(checkpoint(parts), weights_only=True)["pgc_guidance"]["threshold"]["steps"] == 2
+    assert launch("train", parts, adaptive, f"resume={checkpoint(parts)}") == 0
+    one, other = (torch.load(checkpoint(folder), weights_only=True) for folder in (whole, parts))
+    assert one["pgc_guidance"]["threshold"]["steps"] == other["pgc_guidance"]["threshold"]["steps"] == 4
+    assert torch.equal(one["pgc_guidance"]["threshold"]["counts"], other["pgc_guidance"]["threshold"]["counts"])
+    assert all(torch.equal(value, other["state_dict"][key]) for key, value in one["state_dict"].items())
+    assert launch("test", parts, adaptive, f"resume={checkpoint(parts)}") == 0  # evaluation has no guidance to give it to
+
+
 def test_export_and_test_from_a_checkpoint(trained, launch):
     assert launch("export", trained, f"resume={checkpoint(trained)}") == 0
     (folder,) = (trained / "n" / "t" / "save").glob("*export*")
@@ -74,6 +89,7 @@ def test_pgc_off_is_one_override_and_changes_the_result(trained, launch, tmp_pat
     ("override", "told"),
     [
         ("system.guidance.pgc.treshold=0.2", ["treshold", "threshold"]),
+        ("system.guidance.pgc.threshold={quantile: 1.5}", ["pgc.threshold.quantile", "1.5"]),
         ("system.guidance.pgc.rule=clip", ["system.guidance.pgc.rule", "clip-norm"]),
         ("system.guidance.guidance_scal=3", ["guidance_scal", "guidance_scale"]),
         ("system.geometry.mesh=no/such.obj", ["no/such.obj"]),

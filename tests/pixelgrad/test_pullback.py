@@ -6,8 +6,7 @@ from diffusers import AutoencoderKL
 
 from threestudio_pgc.pixelgrad import pullback, surrogate_loss, views_at_a_time
 from threestudio_pgc.pixelgrad.linear_map import (
-    PAPER_DECODER_BIAS,
-    PAPER_DECODER_WEIGHT,
+    PAPER_DECODER,
     PAPER_ENCODER,
     fit_affine,
 )
@@ -141,7 +140,7 @@ def test_linear_pullback_is_the_transpose_of_the_linear_map():
 def test_the_papers_maps_are_inverse_for_mid_grey():
     grey = torch.full((1, 4, 4, 3), 0.5)
     latent = PAPER_ENCODER.encode(grey, 4)[0, :, 0, 0]
-    torch.testing.assert_close(PAPER_DECODER_WEIGHT @ latent + PAPER_DECODER_BIAS, torch.full((3,), 0.5), atol=0.035, rtol=0)
+    torch.testing.assert_close(PAPER_DECODER.weight @ latent + PAPER_DECODER.bias, torch.full((3,), 0.5), atol=0.035, rtol=0)
 
 
 def test_ridge_fit_recovers_a_known_affine_map():

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from threestudio_pgc.pixelgrad import RULES, clip_norm, clip_value, none, normalize, pixel_norm, view_rms
+from threestudio_pgc.pixelgrad import RULES, clip_global, clip_norm, clip_value, none, normalize, pixel_norm, view_rms
 
 PIXEL_RULES = [clip_norm, clip_value, normalize, none]
 ALL_RULES = list(RULES.values())
@@ -71,11 +71,11 @@ def test_clip_norm_leaves_everything_alone_above_the_largest_norm(norm):
     assert torch.equal(clip_norm(gradient, gradient.abs().max().item() * 2, norm=norm), gradient)
 
 
-@pytest.mark.parametrize("rule", [clip_norm, clip_value, none])
+@pytest.mark.parametrize("rule", [clip_norm, clip_value, none, clip_global, view_rms])
 def test_idempotent_rules_are(rule):
     gradient = random_gradient(2, 4, 4, 3)
     once = rule(gradient, 0.1)
-    torch.testing.assert_close(rule(once, 0.1), once, rtol=1e-14, atol=0)
+    torch.testing.assert_close(rule(once, 0.1), once, rtol=1e-13, atol=0)
 
 
 def test_pngd_gain():
@@ -121,7 +121,31 @@ def test_view_rms_gives_every_view_the_same_rms_and_clips_nothing():
     torch.testing.assert_close(ratio, ratio[:, :1, :1, :1].expand_as(ratio))
 
 
-@pytest.mark.parametrize("rule", [clip_norm, clip_value, normalize, view_rms])
+@pytest.mark.parametrize("norm", NORMS)
+def test_global_clip_is_the_textbook_one_per_view(norm):
+    """Twin: torch's own clip_grad_norm_ on each view's pixel norms, with its maximum at c sqrt(pixels)."""
+    gradient = random_gradient(3, 5, 6, 3) * torch.tensor([1e-3, 1.0, 1e3], dtype=torch.float64).view(3, 1, 1, 1)
+    ruled = clip_global(gradient, 0.1, norm=norm)
+    for view, found in zip(gradient, ruled):
+        norms = torch.nn.Parameter(torch.zeros(30, dtype=torch.float64))
+        norms.grad = pixel_norm(view, norm=norm).flatten().clone()
+        torch.nn.utils.clip_grad_norm_([norms], 0.1 * 30**0.5)
+        torch.testing.assert_close(pixel_norm(found, norm=norm).flatten(), norms.grad, rtol=1e-5, atol=0)  # torch adds 1e-6 to the norm
+    assert torch.equal(ruled[0], gradient[0]), "a view below the threshold is left alone"
+
+
+def test_one_outlier_costs_a_global_clip_everything_and_a_pixel_clip_nothing():
+    gradient = random_gradient(1, 16, 16, 3) * 0.01
+    spoilt = gradient.clone()
+    spoilt[0, 3, 4] = 1e6
+    rest = torch.ones(16, 16, dtype=torch.bool)
+    rest[3, 4] = False
+    assert torch.equal(clip_norm(spoilt, 0.1)[0, rest], clip_norm(gradient, 0.1)[0, rest])
+    kept = pixel_norm(clip_global(spoilt, 0.1))[0, rest] / pixel_norm(gradient)[0, rest]
+    assert kept.max() < 1e-5
+
+
+@pytest.mark.parametrize("rule", [clip_norm, clip_value, normalize, view_rms, clip_global])
 @pytest.mark.parametrize("threshold", [0, -0.1, float("nan")])
 def test_a_threshold_that_is_not_positive_is_refused(rule, threshold):
     with pytest.raises(ValueError, match="pgc.threshold"):

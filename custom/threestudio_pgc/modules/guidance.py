@@ -12,8 +12,8 @@ from ..diffusion.distillation import distill
 from ..diffusion.sdxl import SDXLPrior
 from ..diffusion.timesteps import sample_timesteps, timestep_bounds
 from ..host import BaseObject, C, get_device, info, parse_structured, register, warn
-from ..pixelgrad import RULES, PGCConfig, check_pgc, gradient_statistics, pixel_norm, surrogate_loss
-from ..pixelgrad.linear_map import PAPER_ENCODER, load_linear_map
+from ..pixelgrad import RULES, PGCConfig, check_pgc, gradient_statistics, make_threshold, pixel_norm, surrogate_loss
+from ..pixelgrad.linear_map import find_linear_map
 from .randomness import step_generator
 
 # Fields the host's stable-diffusion-guidance has and this one has no use for: accepted at these values, so that swapping
@@ -101,6 +101,7 @@ class SDXLGuidance(BaseObject):
             encoder_checkpointing=self.cfg.encoder_checkpointing,
         )
         self._encode = self._pullback_encoder()
+        self._adaptive = make_threshold(self.pgc)
         self._step, self._epoch = 0, 0
         self._last_raw: Tensor | None = None
 
@@ -108,7 +109,7 @@ class SDXLGuidance(BaseObject):
         """The map whose transpose brings the latent gradient to the image."""
         if self.pgc.pullback != "linear":
             return self._prior.encode
-        linear = PAPER_ENCODER if self.pgc.linear_map is None else load_linear_map(self.pgc.linear_map)
+        linear = find_linear_map(self.pgc.linear_map)
         if len(linear.bias) != self._prior.latent_channels:
             raise ValueError(
                 f"system.guidance.pgc.linear_map: found a map to {len(linear.bias)} latent channels, "
@@ -121,6 +122,14 @@ class SDXLGuidance(BaseObject):
 
     def _now(self, value: Any) -> Any:
         return C(value, self._epoch, self._step)
+
+    def run_state(self) -> dict[str, Any]:
+        """What a checkpoint of the run must hold beside the parameters: the running quantile of an adaptive threshold."""
+        return {} if self._adaptive is None else {"threshold": self._adaptive.state_dict()}
+
+    def load_run_state(self, state: dict[str, Any]) -> None:
+        if self._adaptive is not None and "threshold" in state:
+            self._adaptive.load_state_dict(state["threshold"])
 
     def last_norms(self) -> Tensor | None:
         """(B, H, W) norms of the last step's raw image gradient, for a picture; None before the first step."""
@@ -172,7 +181,6 @@ class SDXLGuidance(BaseObject):
             device=device,
         )
         low, high = timestep_bounds(t_range, self._prior.num_train_timesteps)
-        threshold = float(self._now(self.pgc.threshold))
         step = distill(
             rgb.float(),
             self._prior,
@@ -180,7 +188,7 @@ class SDXLGuidance(BaseObject):
             timesteps=timesteps,
             noise=noise,
             rule=RULES[self.pgc.rule if self.pgc.enabled else "none"],
-            threshold=threshold,
+            threshold=self._adaptive or float(self._now(self.pgc.threshold)),
             norm=self.pgc.norm,
             guidance_scale=self.cfg.guidance_scale,
             cfg=self.cfg.cfg,
@@ -192,7 +200,7 @@ class SDXLGuidance(BaseObject):
             views_per_pullback=self.pgc.views_per_pullback,
         )
         self._last_raw = step.raw
-        statistics = gradient_statistics(step.raw, threshold, norm=self.pgc.norm)
+        statistics = gradient_statistics(step.raw, step.threshold, norm=self.pgc.norm)
         unusable = statistics["nonfinite"] == step.raw[..., 0].numel() or not bool(torch.isfinite(step.latent_gradient).any())
         if statistics["nonfinite"]:
             warn(f"step {self._step}: {int(statistics['nonfinite'])} pixels had a non-finite gradient and were zeroed")
@@ -201,7 +209,7 @@ class SDXLGuidance(BaseObject):
             "grad_norm": float(step.latent_gradient.norm()),
             "min_step": low,
             "max_step": high,
-            "threshold": threshold,
+            "threshold": step.threshold,
             "share_clipped": statistics["share_clipped"],
             "nonfinite_pixels": statistics["nonfinite"],
             "norm_p50": statistics["norm_p50"],

@@ -39,6 +39,21 @@ class Fantasia3DSystem(BaseLift3DSystem):
         find(self.cfg.exporter_type)(self.cfg.exporter, geometry=self.geometry, material=self.material, background=self.background)
         self.prompt_utils = find(self.cfg.prompt_processor_type)(self.cfg.prompt_processor)()
         self.guidance = find(self.cfg.guidance_type)(self.cfg.guidance)
+        if self._guidance_state:
+            self.guidance.load_run_state(self._guidance_state)
+
+    # Lightning restores a checkpoint before on_fit_start, and evaluation restores one without a guidance: its state is kept here meanwhile.
+    _guidance_state: dict[str, Any] | None = None
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        state = getattr(getattr(self, "guidance", None), "run_state", dict)()
+        if state:
+            checkpoint["pgc_guidance"] = state
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self._guidance_state = checkpoint.get("pgc_guidance")
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Any]:
         return self.renderer(**batch)

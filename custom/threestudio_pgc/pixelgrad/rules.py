@@ -82,6 +82,33 @@ def none(gradient: Tensor, threshold: float = 1.0, *, norm: Norm = "l2", dim: in
     return zero_nonfinite(gradient, dim)
 
 
+def _per_view(values: Tensor, like: Tensor) -> Tensor:
+    """(B,) -> (B, 1, ..., 1), to scale each view of `like` as a whole."""
+    return values.view(-1, *[1] * (like.ndim - 1))
+
+
+def _unit_rms(gradient: Tensor, norm: Norm, dim: int) -> tuple[Tensor, Tensor]:
+    """Each view of (B, ...) scaled so that the RMS of its pixel norms is 1 (a zero view stays zero), and that RMS before, (B, 1, ...)."""
+    gradient = zero_nonfinite(gradient, dim)
+    largest = _per_view(gradient.abs().flatten(1).amax(dim=1), gradient)
+    gradient = gradient / torch.where(largest > 0, largest, torch.ones_like(largest))
+    rms = _per_view(_split(gradient, norm, dim)[1].flatten(1).square().mean(dim=1).sqrt(), gradient)
+    return gradient / torch.where(rms > 0, rms, torch.ones_like(rms)), largest * rms
+
+
+def clip_global(gradient: Tensor, threshold: float, *, norm: Norm = "l2", dim: int = -1) -> Tensor:
+    """Global gradient clipping (Pascanu, Mikolov, Bengio 2013) of each view as a whole, not of its pixels: a comparison.
+
+    g min(1, c / RMS), the RMS being that of the view's N pixel norms: the view's global norm is clipped at c sqrt(N), which is also the
+    largest global norm that `clip_norm` at the same c can leave. One huge pixel therefore shrinks every other one.
+
+    `gradient` is (B, ...).
+    """
+    _check_threshold(threshold)
+    unit, rms = _unit_rms(gradient, norm, dim)
+    return torch.where(rms > threshold, unit * threshold, zero_nonfinite(gradient, dim))
+
+
 def view_rms(gradient: Tensor, threshold: float, *, norm: Norm = "l2", dim: int = -1) -> Tensor:
     """Control experiment, not a pixel rule: each view scaled as a whole so that the RMS of its pixel norms is c. Clips nothing.
 
@@ -89,12 +116,7 @@ def view_rms(gradient: Tensor, threshold: float, *, norm: Norm = "l2", dim: int 
     clipping *pixels* helps must beat this. `gradient` is (B, ...); a zero view stays zero.
     """
     _check_threshold(threshold)
-    gradient = zero_nonfinite(gradient, dim)
-    per_view = (-1,) + (1,) * (gradient.ndim - 1)
-    largest = gradient.abs().flatten(1).amax(dim=1).view(per_view)
-    gradient = gradient / torch.where(largest > 0, largest, torch.ones_like(largest))
-    rms = _split(gradient, norm, dim)[1].flatten(1).square().mean(dim=1).sqrt().view(per_view)
-    return gradient * (threshold / torch.where(rms > 0, rms, torch.ones_like(rms)))
+    return _unit_rms(gradient, norm, dim)[0] * threshold
 
 
 Rule = Callable[..., Tensor]
@@ -103,5 +125,6 @@ RULES: dict[str, Rule] = {
     "clip-value": clip_value,
     "normalize": normalize,
     "none": none,
+    "clip-global": clip_global,
     "view-rms": view_rms,
 }

@@ -1,6 +1,7 @@
 """What a rule did to a gradient: numbers for the progress bar and the logs, maps to look at."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .rules import Norm, pixel_norm
@@ -47,3 +48,38 @@ def gradient_statistics(raw: Tensor, threshold: float, *, norm: Norm = "l2") -> 
         "share_clipped": float((norms > threshold).float().mean()),
         "nonfinite": nonfinite,
     }
+
+
+def isolated_outliers(norms: Tensor, *, factor: float = 10.0, window: int = 5) -> Tensor:
+    """Which pixels stand alone above their surroundings: norm > factor times the median of the window x window pixels around it.
+
+    The paper's noise assumption (section 4.4.1) is that out-of-bound gradients are limited to isolated points; this counts them. The
+    window includes the pixel itself and ends at the image's edge by repeating the edge pixels.
+
+    Args:
+        norms: (B, H, W) non-negative.
+        window: odd.
+
+    Returns:
+        (B, H, W) bool.
+    """
+    radius = window // 2
+    found = torch.zeros_like(norms, dtype=torch.bool)
+    for view, out in zip(norms, found):  # one at a time: a 1024 x 1024 view has 25 million neighbours
+        height, width = view.shape
+        padded = F.pad(view[None, None], (radius,) * 4, mode="replicate")
+        around = F.unfold(padded, window).view(window * window, height, width)
+        out.copy_(view > factor * around.median(dim=0).values)
+    return found
+
+
+def kurtosis(values: Tensor) -> float:
+    """Fourth standardised moment E[(v - mean)^4] / E[(v - mean)^2]^2 of a tensor of any shape, in float64: 3 for a Gaussian, 0 where
+    there is no spread."""
+    centred = values.double().flatten()
+    centred = centred - centred.mean() if centred.numel() else centred
+    largest = centred.abs().max() if centred.numel() else torch.tensor(0.0)
+    if not largest > 0:
+        return 0.0
+    centred = centred / largest  # 1e200 to the fourth is no float
+    return float(centred.pow(4).mean() / centred.square().mean().square())
