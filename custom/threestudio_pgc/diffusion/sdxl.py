@@ -122,7 +122,7 @@ class SDXLPrior:
         parts = [UNET, SCHEDULER] + ([VAE] if vae is None else [])
         root = find_model(pretrained_model_name_or_path, key, parts, half=half)
         _refuse_other_pipelines(root, key)
-        vae_root, vae_part, vae_key = (root, VAE, key) if vae is None else (*_find_single(vae, VAE_KEY, VAE, half), VAE_KEY)
+        vae_root, vae_part, vae_key = (root, VAE, key) if vae is None else (*find_single(vae, VAE_KEY, VAE, half), VAE_KEY)
         names = [] if controlnet is None else [controlnet] if isinstance(controlnet, str | Path) else list(controlnet)
         control_roots = [find_model(name, CONTROLNET_KEY, [MODEL], pipeline=False, half=half) for name in names]
 
@@ -386,7 +386,7 @@ def _plain(value):
     return list(value) if isinstance(value, list | tuple) else value
 
 
-def _find_single(path_or_id: str | Path, key: str, part: Part, half: bool) -> tuple[Path, Part]:
+def find_single(path_or_id: str | Path, key: str, part: Part, half: bool = False) -> tuple[Path, Part]:
     """A model of its own (config.json at the top), or the part of that name inside a pipeline's folder."""
     folder = local_folder(path_or_id)
     if (folder / part.subfolder).is_dir() and not (folder / MODEL.config).is_file():

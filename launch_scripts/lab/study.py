@@ -1,0 +1,297 @@
+"""Textures along several routes or at several thresholds, over prompt-mesh pairs and seeds, judged: `texture` and `thresholds`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from threestudio_pgc.export.pictures import save_png
+
+from . import drawing
+from .drawing import GridRow
+from .intervals import Interval, difference, grouped, interval
+from .judge import held_out_accuracy, load_judge, look_of_prompt
+from .page import Section
+from .report import (
+    GRADIENT_NOTE,
+    check_linear,
+    column_label,
+    encode_prompts,
+    finish,
+    for_reading,
+    gradient_rows,
+    linear_map_for,
+    objective_of,
+    slug,
+    write_table,
+)
+from .routes import ROUTES, Objective, Route
+from .runs import Unit, run_units
+from .teacher import Model, latent_channels
+from .texture import Pair, eval_masks, read_views, texture_work
+
+JUDGE_WANTED = 0.95
+JUDGE_NOTE = (
+    "Fidelity is the probability that an independent classifier of renders, which the optimisation never saw, gives to the prompt's look, "
+    'averaged over eight views. 95 % intervals: bootstrap over pairs, then seeds. "minus raw" compares with the raw VAE gradient under the '
+    "same outliers, pair by pair and seed by seed; cameras, noise and timesteps are the same there. Two controls: view-rms scales each "
+    "view's gradient to one RMS and clips nothing; injected outliers multiply 0.1 % of the pixels, of the latent or of the image gradient, "
+    "by 1000."
+)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way of distilling. label: over its column."""
+
+    label: str
+    route: Route
+    objective: Objective
+
+    @property
+    def name(self) -> str:
+        """In tables."""
+        return self.label_in_table + ("" if self.objective.inject == "none" else f" + {self.objective.inject} outliers")
+
+    @property
+    def label_in_table(self) -> str:
+        return self.label if self.label.startswith("c=") else self.route.name
+
+
+Key = tuple[Variant, Pair, int]  # and the seed
+
+
+def texture_command(args: argparse.Namespace, routes: Sequence[Route], model: Model, pairs: Sequence[Pair]) -> Path:
+    """Distil the texture of each pair along each route, without and with outliers put in."""
+    check_linear(args, routes, latent_channels(model))
+    objective = objective_of(args, model)
+    variants = [
+        Variant(column_label(route), route, replace(objective, inject=inject))
+        for inject in args.inject
+        for route in routes
+        if inject == "none" or route.pullback == "vae"
+    ]
+    return run_study(args, model, pairs, variants, "texture", "Gradient routes, texture")
+
+
+def thresholds_command(args: argparse.Namespace, model: Model, pairs: Sequence[Pair]) -> Path:
+    """Figure 7: a rule at each threshold, beside no clip and the view-RMS control."""
+    latent_channels(model)
+    objective = objective_of(args, model)
+    variants = []
+    for inject in args.inject:
+        spoilt = replace(objective, inject=inject)
+        variants += [Variant(column_label(ROUTES[name]), ROUTES[name], spoilt) for name in ("vae", "view-rms")]
+        variants += [Variant(f"c={c:g}", ROUTES[args.route], replace(spoilt, threshold=c)) for c in args.thresholds]
+    return run_study(args, model, pairs, variants, "thresholds", "Threshold ablation (Figure 7)", threshold_curve)
+
+
+def run_study(
+    args: argparse.Namespace,
+    model: Model,
+    pairs: Sequence[Pair],
+    variants: Sequence[Variant],
+    command: str,
+    title: str,
+    curve: Callable[[Sequence[Variant], dict[str, dict[str, Any]]], np.ndarray] | None = None,
+) -> Path:
+    """Run every variant on every pair with every seed, judge, draw, and write the page."""
+    name = slug(pairs[0].prompt) if len(pairs) == 1 else f"{len(pairs)}-pairs"
+    folder = args.output or Path("outputs/gradient-lab") / f"{command}-{name}"
+    runs = args.runs or folder
+    accuracy = judge_or_not([pair.prompt for pair in pairs])
+    units = texture_units(args, model, pairs, variants, runs)
+    found = dict(zip(units, run_units(list(units.values()), texture_work, runs, workers=args.workers, label=command)))
+    if accuracy is not None:
+        judge_runs(units, found, runs)
+    table = judged_rows(variants, found)
+    by_name = {row["variant"]: row for row in table}
+
+    sections = []
+    for inject in args.inject:
+        here = [variant for variant in variants if variant.objective.inject == inject]
+        labels = [variant.label for variant in here]
+        where = "" if inject == "none" else f", outliers put in at the {inject}"
+        shown = pairs[0]
+        places = [runs / units[variant, shown, args.seed].name for variant in here]
+        caption = f"{shown.prompt}, {shown.mesh}, seed {args.seed}{where}"
+        grid = drawing.image_grid([*view_rows(places), *gradient_rows(places)], labels, title=caption)
+        images = [(save_png(folder / f"{command}-{inject}.png", grid), caption)]
+        if len(pairs) > 1:
+            images.append((save_png(folder / f"pairs-{inject}.png", overview(here, pairs, units, runs, args.seed)), f"Every pair{where}"))
+        if curve is not None:
+            images.append((save_png(folder / f"curve-{inject}.png", curve(here, by_name)), f"By threshold{where}"))
+        sections.append(Section(title + where, "" if sections else GRADIENT_NOTE, images))
+    images = []
+    if "fidelity" in table[0]:
+        forest = [(row["variant"], *row["fidelity"]) for row in table]
+        figure = drawing.interval_figure(forest, title="Fidelity", xlabel="judge's probability of the prompt's look")
+        images.append((save_png(folder / "fidelity.png", figure), "Mean and 95 % interval."))
+    sections.append(Section("Judged" if images else "Means over the runs", JUDGE_NOTE if images else "", images, for_reading(table)))
+    sections.append(judge_section(accuracy))
+    settings = {
+        **model.as_settings(),
+        "pairs": "; ".join(f"{pair.prompt} ({pair.mesh})" for pair in pairs),
+        "seeds": list(range(args.seed, args.seed + args.seeds)),
+        "steps": args.steps,
+        "views per step": args.views,
+        "lr": args.lr,
+        **{key: value for key, value in variants[0].objective.as_settings().items() if key != "inject"},
+    }
+    write_table(folder / "table.json", table, settings=settings, judge=accuracy)
+    return finish(folder, f"{title}: {name}", settings, sections)
+
+
+def texture_units(
+    args: argparse.Namespace, model: Model, pairs: Sequence[Pair], variants: Sequence[Variant], folder: Path
+) -> dict[Key, Unit]:
+    """The runs of a study; seeds outermost, so that a study cut short has every variant of the seeds it did.
+
+    Units are named by what they do, so that texture and thresholds share runs where they share a folder for them.
+    """
+    encode_prompts(model, [pair.prompt for pair in pairs], args.negative_prompt)
+    linear = linear_map_for(args, model, [variant.route for variant in variants], folder)
+    units = {}
+    for seed in range(args.seed, args.seed + args.seeds):
+        for pair in pairs:
+            for variant in variants:
+                route, objective = variant.route, variant.objective
+                settings = {
+                    "model": model.as_settings(),
+                    "route": route.name,
+                    "prompt": pair.prompt,
+                    "mesh": pair.mesh,
+                    "negative": args.negative_prompt,
+                    "steps": args.steps,
+                    "views": args.views,
+                    "lr": args.lr,
+                    "preset": args.preset,
+                    "seed": seed,
+                    "linear_map": linear if route.pullback == "linear" else None,
+                    "objective": objective.as_settings(),
+                }
+                tail = "" if objective.inject == "none" else f"-{objective.inject}"
+                place = f"runs/{slug(pair.prompt)}/{route.name}-c{objective.threshold:g}{tail}-seed{seed}"
+                units[variant, pair, seed] = Unit(place, settings, args.steps)
+    return units
+
+
+# --------------------------------------------------------------------------------------------------------------------- judge
+
+
+def judge_or_not(prompts: Sequence[str]) -> dict[str, Any] | None:
+    """The judge's accuracy on pictures it never saw, measured now; None, with a reason said, where it is not used."""
+    if not any(look_of_prompt(prompt) for prompt in prompts):
+        print(f"judge: not used; it knows no look in {prompts[0]!r}")
+        return None
+    try:
+        accuracy = held_out_accuracy(load_judge())
+    except ValueError as error:
+        print(f"judge: not used; {error}")
+        return None
+    right = f"{accuracy['pattern']:.1%} of patterns and {accuracy['colors']:.1%} of colours right"
+    print(f"judge: {right} on {accuracy['count']} held-out renders")
+    if min(accuracy["pattern"], accuracy["colors"]) < JUDGE_WANTED:
+        print(f"judge: not used; wanted at least {JUDGE_WANTED:.0%} of both")
+        return None
+    return accuracy
+
+
+def judge_runs(units: dict[Key, Unit], found: dict[Key, dict[str, Any]], folder: Path) -> None:
+    """Add the judge's verdict on a run's eight views to what was found of it, where the prompt names a look."""
+    judge, masks = load_judge(), {}
+    for key, unit in units.items():
+        pair = key[1]
+        look = look_of_prompt(pair.prompt)
+        if look is None:
+            continue
+        images = read_views(folder / unit.name)
+        if pair.mesh not in masks:
+            masks[pair.mesh] = eval_masks(pair.mesh, images.shape[1])
+        verdict = judge.judge(images, masks[pair.mesh], look)
+        for name in ("fidelity", "recognised", "colors_right"):
+            found[key][name] = float(getattr(verdict, name).float().mean())
+
+
+def judge_section(accuracy: dict[str, Any] | None) -> Section:
+    if accuracy is None:
+        return Section("Judge", "Not used: see the output of the command.")
+    text = (
+        f"On {accuracy['count']} clean renders of meshes it was not trained on, made for this page, the judge names "
+        f"{accuracy['pattern']:.1%} of the patterns and {accuracy['colors']:.1%} of the colours."
+    )
+    return Section("Judge", text)
+
+
+def judged_rows(variants: Sequence[Variant], found: dict[Key, dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row per variant: fidelity, its difference to the raw gradient's, what share was right, and what the gradient was like."""
+
+    def values(variant: Variant, name: str) -> dict[tuple[Pair, int], float]:
+        runs = {(pair, seed): record for (one, pair, seed), record in found.items() if one == variant}
+        return {key: record[name] for key, record in runs.items() if name in record}
+
+    raw = {variant.objective.inject: variant for variant in variants if variant.route.name == "vae"}
+    rows = []
+    for variant in variants:
+        means = list(values(variant, "mean").values())
+        row: dict[str, Any] = {"variant": variant.name, "runs": len(means)}
+        fidelity = values(variant, "fidelity")
+        if fidelity:
+            row["fidelity"] = interval(grouped(fidelity))
+            reference = raw.get(variant.objective.inject)
+            if reference not in (None, variant):
+                row["minus raw"] = difference(fidelity, values(reference, "fidelity"))
+            row["recognised"] = interval(grouped(values(variant, "recognised")))
+            row["colours right"] = interval(grouped(values(variant, "colors_right")))
+        for title, name in (
+            ("share above c", "share_clipped"),
+            ("c", "threshold"),
+            ("p50", "norm_p50"),
+            ("max", "norm_max"),
+            ("isolated outliers", "isolated"),
+        ):
+            row[title] = float(np.mean([mean[name] for mean in means]))
+        rows.append(row)
+    return rows
+
+
+# ------------------------------------------------------------------------------------------------------------------ pictures
+
+
+def view_rows(places: Sequence[Path]) -> list[GridRow]:
+    """Four sides of each run's object."""
+    seen = [read_views(place).numpy() for place in places]
+    return [GridRow(f"azimuth {90 * side}°", "rgb", [views[2 * side] for views in seen]) for side in range(4)]
+
+
+def overview(variants: Sequence[Variant], pairs: Sequence[Pair], units: dict[Key, Unit], folder: Path, seed: int) -> np.ndarray:
+    """Every pair (rows) by every variant (columns), from one side."""
+    side = {"builtin:bunny": 2}  # of the eight views; the bunny's best is its flank
+    rows = []
+    for pair in pairs:
+        pictures = [read_views(folder / units[variant, pair, seed].name)[side.get(pair.mesh, 0)].numpy() for variant in variants]
+        rows.append(GridRow(pair.prompt, "rgb", pictures))
+    return drawing.image_grid(rows, [variant.label for variant in variants], row_height=128)
+
+
+def threshold_curve(variants: Sequence[Variant], rows: dict[str, dict[str, Any]]) -> np.ndarray:
+    """Share of pixels above the threshold, and fidelity with its interval, against the threshold."""
+    steps = [variant for variant in variants if variant.label.startswith("c=")]
+    found = [rows[variant.name] for variant in steps]
+    series: dict[str, tuple] = {"share of pixels above c": ([row["share above c"] for row in found], None, None)}
+    if "fidelity" in found[0]:
+        columns: Sequence[Interval] = [row["fidelity"] for row in found]
+        series["fidelity"] = tuple(list(values) for values in zip(*columns))
+    return drawing.curve_figure(
+        [variant.objective.threshold for variant in steps],
+        series,
+        title=f"{steps[0].route.label} by threshold",
+        xlabel="threshold c",
+        ylabel="share, probability",
+        y_range=(0, 1),
+    )

@@ -1,0 +1,210 @@
+"""The command line from end to end, on a tiny random pipeline: every subcommand leaves a page with every panel, and refuses in one line."""
+
+import base64
+import io
+import json
+import re
+import sys
+
+import pytest
+import torch
+from PIL import Image
+
+from launch_scripts import gradient_lab
+from launch_scripts.lab.routes import ROUTES
+from threestudio_pgc.pixelgrad.linear_map import load_linear_map
+
+from .chromium import chromium, loaded_images
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_prompt_cache(tmp_path_factory):
+    """As a user's second run finds it; not the repository's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PGC_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def lab(tiny_sdxl, tmp_path_factory):
+    """lab(subcommand, *arguments) -> folder of its page; runs once per set of arguments."""
+    done = {}
+
+    def run(*arguments):
+        if arguments not in done:
+            folder = tmp_path_factory.mktemp(arguments[0])
+            everything = [*arguments, "--prior", str(tiny_sdxl), "--workers", "1", "--output", str(folder)]
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(sys, "argv", ["gradient_lab.py", *everything])
+                assert gradient_lab.main(everything) == 0
+            done[arguments] = folder
+        return done[arguments]
+
+    return run
+
+
+IMAGE = ("image", "--prompt", "a zebra vase", "--steps", "2")
+TEXTURE = ("texture", "--prompt", "a zebra vase", "--mesh", "builtin:vase", "--steps", "2", "--views", "1", "--preset", "pocket")
+TEXTURE = (*TEXTURE, "--inject", "none", "image")
+THRESHOLDS = ("thresholds", "--prompt", "a zebra vase", "--steps", "2", "--views", "1", "--preset", "pocket", "--thresholds", "0.01", "0.1")
+TAILS = ("tails", "--prompt", "a zebra vase", "--timesteps", "20", "500", "--views", "2")
+FIT = ("fit-linear", "--count", "20")
+ALL = [IMAGE, TEXTURE, THRESHOLDS, TAILS, FIT]
+
+
+def embedded(page):
+    pictures = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
+    return [Image.open(io.BytesIO(base64.b64decode(data))) for data in pictures]
+
+
+@pytest.mark.parametrize("arguments", ALL, ids=[arguments[0] for arguments in ALL])
+def test_every_subcommand_leaves_pictures_a_table_and_one_page(lab, arguments):
+    folder = lab(*arguments)
+    page = (folder / "index.html").read_text()
+    pictures, files = embedded(page), sorted(folder.glob("*.png"))
+    assert files and sorted(image.size for image in pictures) == sorted(Image.open(file).size for file in files)
+    table = json.loads((folder / "table.json").read_text())
+    assert table["rows"] and table["settings"]
+    assert f"gradient_lab.py {arguments[0]}" in page, "the command that makes it again"
+
+
+@pytest.mark.skipif(chromium() is None, reason="needs Debian's chromium; apt-get install chromium")
+@pytest.mark.parametrize("arguments", ALL, ids=[arguments[0] for arguments in ALL])
+def test_a_browser_shows_every_panel(lab, arguments):
+    folder = lab(*arguments)
+    assert loaded_images(folder / "index.html") == len(list(folder.glob("*.png")))
+
+
+def test_image_and_texture_have_every_route(lab):
+    assert [row["route"] for row in json.loads((lab(*IMAGE) / "table.json").read_text())["rows"]] == list(ROUTES)
+    rows = json.loads((lab(*TEXTURE) / "table.json").read_text())["rows"]
+    spoilt = [f"{name} + image outliers" for name, route in ROUTES.items() if route.pullback == "vae"]
+    assert [row["variant"] for row in rows] == [*ROUTES, *spoilt]
+    assert {"view-rms", "view-rms + image outliers"} <= {row["variant"] for row in rows}, "the controls stand in every table"
+
+
+def test_thresholds_have_their_controls_and_clip_less_the_higher_they_are(lab):
+    rows = {row["variant"]: row for row in json.loads((lab(*THRESHOLDS) / "table.json").read_text())["rows"]}
+    assert list(rows) == ["vae", "view-rms", "c=0.01", "c=0.1"]
+    assert rows["c=0.01"]["share above c"] > rows["c=0.1"]["share above c"]
+
+
+def test_the_judge_speaks_where_it_knows_the_look(lab):
+    rows = json.loads((lab(*TEXTURE) / "table.json").read_text())
+    assert rows["judge"]["pattern"] >= 0.95 and rows["judge"]["colors"] >= 0.95
+    assert all(0 <= row["fidelity"]["low"] <= row["fidelity"]["mean"] <= row["fidelity"]["high"] <= 1 for row in rows["rows"])
+
+
+def test_tails_tell_before_from_after(lab):
+    rows = {(row["t"], row["gradient"]): row for row in json.loads((lab(*TAILS) / "table.json").read_text())["rows"]}
+    for t in (20, 500):
+        assert rows[t, "raw"]["max"] >= rows[t, "raw"]["p99"] >= rows[t, "raw"]["p50"] > 0
+        assert rows[t, "pgc-n"]["max"] <= max(0.1, rows[t, "raw"]["max"]) * (1 + 1e-5)
+        assert rows[t, "pgc-n"]["max"] == pytest.approx(min(0.1, rows[t, "raw"]["max"]), rel=1e-4)
+
+
+def test_a_fitted_map_is_what_route_linear_takes(lab, tiny_sdxl, tmp_path):
+    file = lab(*FIT) / "linear-map.safetensors"
+    assert load_linear_map(file).weight.shape == (4, 3)
+    call = ["image", "--prompt", "a vase", "--routes", "linear", "--linear-map", str(file), "--steps", "1", "--prior", str(tiny_sdxl)]
+    assert gradient_lab.main([*call, "--output", str(tmp_path), "--workers", "1"]) == 0
+
+
+def test_a_folder_of_pictures_can_be_fitted(tiny_sdxl, tmp_path):
+    torch.manual_seed(0)
+    for index in range(8):
+        Image.fromarray((torch.rand(40, 50, 3) * 255).byte().numpy()).save(tmp_path / f"{index}.png")
+    call = ["fit-linear", "--images", str(tmp_path), "--prior", str(tiny_sdxl), "--output", str(tmp_path / "out")]
+    assert gradient_lab.main(call) == 0
+    assert json.loads((tmp_path / "out" / "table.json").read_text())["settings"]["count"] == 8
+
+
+def test_finished_runs_are_not_done_again(lab, tiny_sdxl, capsys):
+    folder = lab(*IMAGE)
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("record.json")}
+    assert gradient_lab.main([*IMAGE, "--prior", str(tiny_sdxl), "--workers", "1", "--output", str(folder)]) == 0
+    assert len(before) == len(ROUTES) and before == {path: path.stat().st_mtime_ns for path in folder.rglob("record.json")}
+    told = capsys.readouterr().out.splitlines()
+    assert told[-2].startswith("Page: ") and told[-1].startswith("Table: ")
+
+
+def test_a_picture_to_start_from(tiny_sdxl, tmp_path):
+    Image.new("RGB", (70, 50), (255, 0, 0)).save(tmp_path / "red.png")
+    call = ["image", "--prompt", "a vase", "--routes", "vae", "--start", str(tmp_path / "red.png"), "--steps", "1", "--lr", "1e-6"]
+    assert gradient_lab.main([*call, "--prior", str(tiny_sdxl), "--output", str(tmp_path / "out")]) == 0
+    result = Image.open(tmp_path / "out" / "runs" / "vae" / "result.png")
+    assert result.size == (32, 32) and result.getpixel((5, 5)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["image", "--prompt", "a vase", "--routes", "pgcn"], "--routes: found 'pgcn'"),
+        (["image", "--prompt", "a vase", "--start", "no/such.png"], "--start: no/such.png cannot be read as a picture"),
+        (["image", "--prompt", "a vase", "--linear-map", "no/such.safetensors"], "--linear-map: no/such.safetensors"),
+        (["image", "--prompt", "a vase", "--linear-map", "paper"], "--linear-map: found a map to 4 latent channels, wanted 8"),
+        (["image", "--prompt", "a vase", "--prior", "no/such/folder"], "--prior: no folder 'no/such/folder'"),
+        (["image", "--prompt", "a vase", "--vae", "no/such/vae"], "--vae: no folder 'no/such/vae'"),
+        (["image", "--prompt", "a vase", "--t-range", "0.5", "0.1"], "--t-range: found 0.5 0.1"),
+        (["texture", "--mesh", "builtin:bunny"], "--prompt: wanted it, or --pairs ten"),
+        (["texture", "--prompt", "a vase", "--mesh", "no/such.obj"], "--mesh: .*no/such.obj"),
+        (["texture", "--prompt", "a vase", "--preset", "refernce"], "--preset: .*did you mean 'reference'"),
+        (["texture", "--prompt", "a vase", "--controlnet", "no/such/net"], "--controlnet: no folder 'no/such/net'"),
+        (["thresholds", "--pairs", "ten", "--mesh", "builtin:vase"], "--mesh: found builtin:vase with --pairs"),
+        (["tails", "--timesteps", "20", "1000"], "--timesteps: found 1000"),
+        (["fit-linear", "--images", "no/such/folder"], "--images: no folder"),
+        (["fit-linear", "--count", "4"], "--images: found 4 pictures, wanted at least 9"),
+        (["fit-linear", "--count", "8"], "--images: found 8 pictures, wanted at least 9"),
+    ],
+)
+def test_bad_input_is_one_line_before_anything_is_loaded(arguments, told, capsys, tmp_path, monkeypatch):
+    from threestudio_pgc.diffusion.sdxl import SDXLPrior
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("a model was loaded first")
+
+    monkeypatch.setattr(SDXLPrior, "from_pretrained", refuse)
+    assert gradient_lab.main([*arguments, "--output", str(tmp_path)]) == 2
+    error = capsys.readouterr().err.strip()
+    assert re.search(told, error) and len(error.splitlines()) == 1, error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["image", "--prompt", "a vase", "--threshold", "0"], "--threshold: found 0, wanted a number greater than 0"),
+        (["image", "--prompt", "a vase", "--threshold", "-1"], "--threshold"),
+        (["image", "--prompt", "a vase", "--quantile", "1"], "--quantile: found 1, wanted a number between 0 and 1"),
+        (["thresholds", "--prompt", "a vase", "--thresholds", "0.1", "nan"], "--thresholds: found nan"),
+        (["tails", "--views", "0"], "--views: found 0, wanted at least 1"),
+        (["texture", "--prompt", "a vase", "--inject", "everywhere"], "--inject"),
+        ([], "SUBCOMMAND"),
+    ],
+)
+def test_the_parser_names_the_argument(arguments, told, capsys):
+    with pytest.raises(SystemExit) as refused:
+        gradient_lab.main(arguments)
+    assert refused.value.code == 2 and told in capsys.readouterr().err
+
+
+def test_a_prior_without_a_vae_is_refused_by_name(tiny_sdxl, tmp_path, capsys):
+    import shutil
+
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_sdxl, broken, ignore=shutil.ignore_patterns("vae"))
+    assert gradient_lab.main(["image", "--prompt", "a vase", "--prior", str(broken), "--output", str(tmp_path / "out")]) == 2
+    assert re.search("--prior: no folder 'vae' in .*broken", capsys.readouterr().err)
+
+
+def test_a_full_disk_loses_nothing_already_made(lab, tiny_sdxl, monkeypatch, capsys):
+    from threestudio_pgc.export import files
+
+    folder = lab(*IMAGE)
+    page = (folder / "index.html").read_bytes()
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.os, "replace", full)
+    assert gradient_lab.main([*IMAGE, "--prior", str(tiny_sdxl), "--workers", "1", "--output", str(folder)]) == 1
+    assert "No space left on device" in capsys.readouterr().err and (folder / "index.html").read_bytes() == page
