@@ -3,7 +3,7 @@
 import torch
 from report import arguments, median_seconds, report
 
-from threestudio_pgc.pixelgrad import RULES, gradient_statistics
+from threestudio_pgc.pixelgrad import RULES, QuantileThreshold, gradient_statistics, isolated_outliers, pixel_norm
 
 
 def main() -> None:
@@ -22,6 +22,10 @@ def main() -> None:
     runs = {name: lambda rule=rule: rule(gradient, 0.1) for name, rule in RULES.items()}
     runs["clip-norm, linf"] = lambda: RULES["clip-norm"](gradient, 0.1, norm="linf")
     runs["statistics"] = lambda: gradient_statistics(gradient, 0.1)
+    adaptive = QuantileThreshold(0.99)
+    runs["adaptive threshold, running histogram"] = lambda: adaptive(gradient)
+    runs["the same quantile of one step by sorting"] = lambda: pixel_norm(gradient).flatten().sort().values[int(0.99 * 4 * 1024 * 1024)]
+    runs["isolated outliers"] = lambda: isolated_outliers(pixel_norm(gradient))
     for name, run in runs.items():
         seconds = median_seconds(run, args.repeats, synchronize=synchronize)
         rows.append({"what": name, "ms": seconds * 1e3, "ratio": seconds / reference})

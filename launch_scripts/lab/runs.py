@@ -126,7 +126,8 @@ def _in_processes(todo, work, folder, workers, tick, stop):
     context = mp.get_context("spawn")
     ticks, stopping = context.Queue(), context.Event()
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(ticks, stopping)) as pool:
-        futures = {pool.submit(_do_in_worker, unit, work, folder): unit for unit in todo}
+        with _sigint_ignored():
+            futures = {pool.submit(_do_in_worker, unit, work, folder): unit for unit in todo}
         waiting = set(futures)
         try:
             while waiting:
@@ -156,7 +157,6 @@ _worker_monitor = Monitor()
 
 def _start_worker(ticks, stopping) -> None:
     global _worker_monitor
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to every process; the first one tells the others when to stop
     torch.set_num_threads(1)
     os.environ.setdefault("TQDM_DISABLE", "1")
     _worker_monitor = Monitor(ticks.put, stopping.is_set)
@@ -164,6 +164,20 @@ def _start_worker(ticks, stopping) -> None:
 
 def _do_in_worker(unit: Unit, work: Work, folder: Path) -> dict[str, Any]:
     return _do(unit, work, folder, _worker_monitor)
+
+
+@contextmanager
+def _sigint_ignored():
+    """Processes started inside ignore Ctrl-C, which a terminal sends to all of a group, from their first instruction on: the process that
+    started them tells them when to stop."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

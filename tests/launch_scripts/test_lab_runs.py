@@ -124,7 +124,7 @@ def test_ctrl_c_stops_after_the_step_and_the_same_call_goes_on(tmp_path, workers
             def work(settings, folder, monitor):
                 target = torch.nn.Parameter(torch.zeros(1))
                 def step(i):
-                    print("step", i, flush=True)
+                    print(f"unit {{settings['n']}} step {{i}}", flush=True)
                     time.sleep(settings["pause"])
                     target.grad = torch.ones(1)
                 optimise(step, steps=20, parameters=[target], optimizer=torch.optim.SGD([target], lr=1.0),
@@ -145,7 +145,7 @@ def test_ctrl_c_stops_after_the_step_and_the_same_call_goes_on(tmp_path, workers
         [sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
     for line in process.stdout:
-        if line.startswith("step 3"):
+        if line.startswith("unit 0 step 3"):
             os.killpg(process.pid, signal.SIGINT)
             break
     rest = process.stdout.read()
@@ -153,4 +153,5 @@ def test_ctrl_c_stops_after_the_step_and_the_same_call_goes_on(tmp_path, workers
     assert "Traceback" not in rest and (tmp_path / "out" / "0" / STATE).is_file()
     again = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120)
     assert again.returncode == 0, again.stderr
-    assert "'value': -20.0" in again.stdout and "step 0" not in again.stdout.split("step 19")[0].splitlines()[0]
+    assert again.stdout.count("'value': -20.0") == 2
+    assert "unit 0 step 19" in again.stdout and "unit 0 step 0\n" not in again.stdout, "it went on, not from the start"
