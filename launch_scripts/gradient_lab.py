@@ -93,11 +93,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--runs", type=Path, metavar="FOLDER", help="where runs lie; texture and thresholds can share one; default: --output"
     )
     group.add_argument("--seeds", type=count, default=1, help="runs of each kind, with seeds from --seed on")
-    group.add_argument("--steps", type=count, help="default 120 for the bundled model, 1200 for others")
-    group.add_argument("--views", type=count, help="cameras per step; default 2 for the bundled model, 4 for others")
-    group.add_argument(
-        "--lr", type=positive, help="of the hash grid; the MLP has a tenth; default 0.02 for the bundled model, 0.01 for others"
-    )
+    group.add_argument("--steps", type=count, help="default 250 for the bundled model, 1200 for others")
+    group.add_argument("--views", type=count, default=4, help="cameras per step")
+    group.add_argument("--lr", type=positive, default=0.01, help="of the hash grid; the MLP has a tenth")
     group.add_argument("--preset", help="size of the texture field; default: pocket for the bundled model, reference for others")
     group.add_argument(
         "--inject", nargs="+", default=["none"], choices=("none", "latent", "image"), help="put outliers into 0.1 %% of the pixels, where"
@@ -173,9 +171,7 @@ def run(args: argparse.Namespace) -> Path:
         pairs = TEN if args.pairs else (Pair(args.prompt, args.mesh or "builtin:bunny"),)
         for mesh in dict.fromkeys(pair.mesh for pair in pairs):
             check_mesh(mesh)
-        args.steps = args.steps or (120 if pocket else 1200)
-        args.views = args.views or (2 if pocket else 4)
-        args.lr = args.lr or (0.02 if pocket else 0.01)
+        args.steps = args.steps or (250 if pocket else 1200)
         check_preset(args.preset)
         if args.command == "texture":
             return study.texture_command(args, routes, model, pairs)

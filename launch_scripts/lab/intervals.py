@@ -36,12 +36,9 @@ def interval(groups: Sequence[Sequence[float]], seed: int = 0) -> Interval:
     return Interval(float(np.mean([group.mean() for group in groups])), float(low), float(high))
 
 
-def difference(values: Mapping[tuple, float], reference: Mapping[tuple, float], group_of=lambda key: key[0]) -> Interval:
+def difference(values: Mapping[tuple, float], reference: Mapping[tuple, float]) -> Interval:
     """Interval of the mean difference of runs that share a key (pair, seed): same cameras, noise and timesteps, another rule."""
-    groups: dict = {}
-    for key in values.keys() & reference.keys():
-        groups.setdefault(group_of(key), []).append(values[key] - reference[key])
-    return interval([groups[name] for name in sorted(groups, key=str)])
+    return interval(grouped({key: values[key] - reference[key] for key in values.keys() & reference.keys()}))
 
 
 def grouped(values: Mapping[tuple, float]) -> list[list[float]]:

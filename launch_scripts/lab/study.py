@@ -38,11 +38,19 @@ from .texture import Pair, eval_masks, read_views, texture_work
 JUDGE_WANTED = 0.95
 JUDGE_NOTE = (
     "Fidelity is the probability that an independent classifier of renders, which the optimisation never saw, gives to the prompt's look, "
-    'averaged over eight views. 95 % intervals: bootstrap over pairs, then seeds. "minus raw" compares with the raw VAE gradient, "minus '
-    'control" with view-rms, under the same outliers, pair by pair and seed by seed; cameras, noise and timesteps are the same there. Two '
-    "controls: view-rms scales each view's gradient to one RMS and clips nothing; injected outliers multiply 0.1 % of the pixels, of the "
-    "latent or of the image gradient, by 1000."
+    "averaged over eight views. 95 % intervals: bootstrap over pairs, then seeds. Differences are run against run, of the same pair and "
+    'seed, with the same cameras, noise and timesteps: "minus raw" subtracts the raw VAE gradient and "minus control" view-rms, both under '
+    'the same outliers, "minus clean" the same rule without outliers. Two controls: view-rms scales each view\'s gradient to one RMS and '
+    "clips nothing; injected outliers multiply 0.1 % of the pixels, of the latent or of the image gradient, by 1000."
 )
+
+
+# Columns of differences, and what is subtracted.
+DIFFERENCES = {
+    "minus raw": "the raw gradient under the same outliers",
+    "minus control": "the view-RMS control under the same outliers",
+    "minus clean": "the same rule without outliers",
+}
 
 
 @dataclass(frozen=True)
@@ -132,12 +140,10 @@ def run_study(
         forest = [(row["variant"], *row["fidelity"]) for row in table]
         figure = drawing.interval_figure(forest, title="Fidelity", xlabel="judge's probability of the prompt's look")
         images.append((save_png(folder / "fidelity.png", figure), "Mean and 95 % interval, wide because pairs differ."))
-    for title, against in (("minus raw", "the raw gradient"), ("minus control", "the view-RMS control")):
+    for title, against in DIFFERENCES.items():
         forest = [(row["variant"], *row[title]) for row in table if title in row]
         if forest:
-            figure = drawing.interval_figure(
-                forest, title=f"Against {against}", xlabel="difference of fidelity, same outliers", reference=0.0
-            )
+            figure = drawing.interval_figure(forest, title=f"Against {against}", xlabel="difference of fidelity", reference=0.0)
             caption = f"Run against run of {against}, the same pair and seed. Hollow: the interval contains 0."
             images.append((save_png(folder / f"{slug(title)}.png", figure), caption))
     sections.append(Section("Judged" if images else "Means over the runs", JUDGE_NOTE if images else "", images, for_reading(table)))
@@ -237,17 +243,22 @@ def judge_section(accuracy: dict[str, Any] | None) -> Section:
 
 
 def judged_rows(variants: Sequence[Variant], found: dict[Key, dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row per variant: fidelity, its difference to the raw gradient's and to the view-RMS control's under the same outliers, what share
-    was right, and what the gradient was like."""
+    """One row per variant: fidelity, how it differs from what it is compared with, what share was right, and what the gradient was like."""
 
     def values(variant: Variant, name: str) -> dict[tuple[Pair, int], float]:
         runs = {(pair, seed): record for (one, pair, seed), record in found.items() if one == variant}
         return {key: record[name] for key, record in runs.items() if name in record}
 
-    def compared(name: str) -> dict[str, Variant]:
-        return {variant.objective.inject: variant for variant in variants if variant.route.name == name}
+    def reference(variant: Variant, title: str) -> Variant | None:
+        """What `variant` is compared with, where it is part of the study."""
+        name, inject, c = {
+            "minus raw": ("vae", variant.objective.inject, None),
+            "minus control": ("view-rms", variant.objective.inject, None),
+            "minus clean": (variant.route.name, "none", variant.objective.threshold),
+        }[title]
+        same = [one for one in variants if one.route.name == name and one.objective.inject == inject and one != variant]
+        return next((one for one in same if c in (None, one.objective.threshold)), None)
 
-    references = {"minus raw": compared("vae"), "minus control": compared("view-rms")}
     rows = []
     for variant in variants:
         means = list(values(variant, "mean").values())
@@ -255,10 +266,10 @@ def judged_rows(variants: Sequence[Variant], found: dict[Key, dict[str, Any]]) -
         fidelity = values(variant, "fidelity")
         if fidelity:
             row["fidelity"] = interval(grouped(fidelity))
-            for title, by_inject in references.items():
-                reference = by_inject.get(variant.objective.inject)
-                if reference not in (None, variant):
-                    row[title] = difference(fidelity, values(reference, "fidelity"))
+            for title in DIFFERENCES:
+                other = reference(variant, title)
+                if other is not None:
+                    row[title] = difference(fidelity, values(other, "fidelity"))
             row["recognised"] = interval(grouped(values(variant, "recognised")))
             row["colours right"] = interval(grouped(values(variant, "colors_right")))
         for title, name in (
