@@ -105,8 +105,8 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="SUBCOMMAND")
     image = commands.add_parser("image", parents=[shared, distil, routes], help="distil a flat picture along each route")
     image.add_argument("--prompt", required=True)
-    image.add_argument("--start", "--from", type=Path, metavar="PICTURE", help="picture to start from; default: noise")
-    image.add_argument("--steps", type=count, default=300)
+    image.add_argument("--start", "--from", type=Path, metavar="PICTURE", help="picture to start from; default: grey with a little noise")
+    image.add_argument("--steps", type=count, default=500)
     image.add_argument("--lr", type=positive, default=0.01)
     image.add_argument(
         "--inject", default="none", choices=("none", "latent", "image"), help="put outliers into 0.1 %% of the pixels, where"

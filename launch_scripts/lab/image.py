@@ -19,6 +19,8 @@ from .routes import ROUTES, Objective, adaptive_threshold, take_step
 from .runs import STATE, Monitor, optimise
 from .teacher import Model, Prompts, load_prior
 
+# Noise of the whole range stays in the picture for hundreds of steps: the encoder hardly sees what is finer than its strides.
+START_NOISE = 0.1
 LOG_EVERY = 5  # steps; counting outliers takes as long as a tenth of a step of the bundled model
 
 
@@ -67,7 +69,7 @@ def distil_image(
     AdamW without decay, as in the authors' script; after each step the image is put back into [0, 1], which theirs does not do.
 
     Args:
-        start: (1, H, H, 3) in [0, 1] to start from; None starts from uniform noise. H is the prior's own size or any other.
+        start: (1, H, H, 3) in [0, 1] to start from; None starts from grey with a little noise. H is the prior's own size or any other.
         linear: the map of route "linear".
         folder: for the state of an interrupted run.
 
@@ -77,7 +79,8 @@ def distil_image(
     prior, route = load_prior(model), ROUTES[route_name]
     size = prior.image_size
     if start is None:
-        start = torch.rand(1, size, size, 3, generator=step_generator(seed, 0, stream="start"))
+        noise = torch.rand(1, size, size, 3, generator=step_generator(seed, 0, stream="start"))
+        start = 0.5 + START_NOISE * (2 * noise - 1)
     start = start.to(model.device)
     is_latent = route.pullback == "latent"
     if is_latent:
