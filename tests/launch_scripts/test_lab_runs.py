@@ -105,7 +105,7 @@ def test_state_and_picture_are_saved_now_and_then(tmp_path, monkeypatch):
         optimizer=torch.optim.SGD([target], lr=1.0),
         checkpoint=tmp_path / STATE,
         monitor=Monitor(),
-        snapshot=lambda: pictures.append(float(target)),
+        snapshot=lambda: pictures.append(float(target.detach())),
     )
     assert pictures == [-1.0, -2.0, -3.0] and torch.load(tmp_path / STATE, weights_only=True)["done"] == 3
 
