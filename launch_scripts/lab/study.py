@@ -140,12 +140,12 @@ def run_study(
         forest = [(row["variant"], *row["fidelity"]) for row in table]
         figure = drawing.interval_figure(forest, title="Fidelity", xlabel="judge's probability of the prompt's look")
         images.append((save_png(folder / "fidelity.png", figure), "Mean and 95 % interval, wide because pairs differ."))
-    for title, against in DIFFERENCES.items():
-        forest = [(row["variant"], *row[title]) for row in table if title in row]
+    for column, against in DIFFERENCES.items():
+        forest = [(row["variant"], *row[column]) for row in table if column in row]
         if forest:
             figure = drawing.interval_figure(forest, title=f"Against {against}", xlabel="difference of fidelity", reference=0.0)
             caption = f"Run against run of {against}, the same pair and seed. Hollow: the interval contains 0."
-            images.append((save_png(folder / f"{slug(title)}.png", figure), caption))
+            images.append((save_png(folder / f"{slug(column)}.png", figure), caption))
     sections.append(Section("Judged" if images else "Means over the runs", JUDGE_NOTE if images else "", images, for_reading(table)))
     sections.append(judge_section(accuracy))
     settings = {

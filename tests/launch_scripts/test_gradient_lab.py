@@ -66,6 +66,9 @@ def test_every_subcommand_leaves_pictures_a_table_and_one_page(lab, arguments):
     table = json.loads((folder / "table.json").read_text())
     assert table["rows"] and table["settings"]
     assert f"gradient_lab.py {arguments[0]}" in page, "the command that makes it again"
+    titles = {"image": "Gradient routes, image", "texture": "Gradient routes, texture", "thresholds": "Threshold ablation"}
+    titles |= {"tails": "Tails of the pixel gradient", "fit-linear": "Linear stand-in of the VAE"}
+    assert f"<h1>{titles[arguments[0]]}" in page
 
 
 @pytest.mark.skipif(chromium() is None, reason="needs Debian's chromium; apt-get install chromium")
