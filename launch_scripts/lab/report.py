@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import re
 import sys
@@ -41,7 +42,9 @@ def objective_of(args: argparse.Namespace, model: Model) -> Objective:
 
 
 def slug(text: str) -> str:
-    return re.sub(r"\W+", "-", text.lower()).strip("-")[:60]
+    """`text` as part of a file's name. A long one is cut and ends in its hash, so that two that begin alike stay apart."""
+    name = re.sub(r"\W+", "-", text.lower()).strip("-")
+    return name if len(name) <= 60 else f"{name[:50]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def check_linear(args: argparse.Namespace, routes: Sequence[Route], channels: int) -> None:

@@ -106,6 +106,18 @@ def test_tails_tell_before_from_after(lab):
         assert rows[t, "pgc-n"]["max"] == pytest.approx(min(0.1, rows[t, "raw"]["max"]), rel=1e-4)
 
 
+def test_several_priors_come_side_by_side(tiny_sdxl, tmp_path):
+    from tests.diffusion.tiny import build_tiny_sdxl
+
+    other = build_tiny_sdxl(tmp_path / "other", latent_channels=8, seed=3)
+    call = ["tails", "--priors", str(tiny_sdxl), str(other), "--timesteps", "300", "--views", "2", "--output", str(tmp_path / "out")]
+    assert gradient_lab.main([*call, "--workers", "1"]) == 0
+    rows = json.loads((tmp_path / "out" / "table.json").read_text())["rows"]
+    medians = {row["prior"]: row["p50"] for row in rows if row["gradient"] == "raw"}
+    assert set(medians) == {str(tiny_sdxl), str(other)} and len(set(medians.values())) == 2
+    assert (tmp_path / "out" / "priors.png").is_file()
+
+
 def test_a_fitted_map_is_what_route_linear_takes(lab, tiny_sdxl, tmp_path):
     file = lab(*FIT) / "linear-map.safetensors"
     assert load_linear_map(file).weight.shape == (4, 3)
@@ -197,6 +209,14 @@ def test_a_prior_without_a_vae_is_refused_by_name(tiny_sdxl, tmp_path, capsys):
     shutil.copytree(tiny_sdxl, broken, ignore=shutil.ignore_patterns("vae"))
     assert gradient_lab.main(["image", "--prompt", "a vase", "--prior", str(broken), "--output", str(tmp_path / "out")]) == 2
     assert re.search("--prior: no folder 'vae' in .*broken", capsys.readouterr().err)
+
+
+def test_names_of_files_stay_apart():
+    from launch_scripts.lab.report import slug
+
+    assert slug("A zebra/bunny, 2!") == "a-zebra-bunny-2"
+    long = [slug("models/" + "x" * 80 + end) for end in ("a", "b")]
+    assert long[0] != long[1] and max(map(len, long)) <= 60
 
 
 def test_a_full_disk_loses_nothing_already_made(lab, tiny_sdxl, monkeypatch, capsys):
