@@ -6,10 +6,8 @@ colour blindnesses.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import matplotlib
@@ -19,8 +17,6 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.patheffects import withStroke
 from matplotlib.transforms import Bbox, TransformedBbox
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "custom"))
 
 from threestudio_pgc.export.pictures import to_uint8
 

@@ -6,7 +6,6 @@ import base64
 import io
 import numbers
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -14,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "custom"))
 
 from threestudio_pgc.export.files import write_bytes
 
