@@ -25,7 +25,6 @@ from .report import (
     GRADIENT_NOTE,
     check_linear,
     column_label,
-    encode_prompts,
     finish,
     gradient_rows,
     linear_map_for,
@@ -37,7 +36,7 @@ from .report import (
 from .routes import ROUTES, Route
 from .runs import Unit, run_units
 from .tails import AFTER, LATENT, NOISE, RAW, tails_work
-from .teacher import Model, latent_channels, load_prior
+from .teacher import Model, encode_prompts, latent_channels, load_prior
 
 # --------------------------------------------------------------------------------------------------------------------- image
 
@@ -150,7 +149,7 @@ def tails_command(args: argparse.Namespace, models: Sequence[Model]) -> Path:
 def read_norms(folder: Path) -> dict[str, np.ndarray]:
     """Norms of each kind as a unit of `tails` left them, (views, H, W) or (views, h, w)."""
     with np.load(folder / "norms.npz") as saved:
-        return {kind: saved[kind] for kind in saved.files if kind != "mask"}
+        return dict(saved)
 
 
 def relative(norms: dict[int, dict[str, np.ndarray]], kind: str) -> np.ndarray:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from threestudio_pgc.export.pictures import save_png
-from threestudio_pgc.pixelgrad import gradient_statistics, isolated_outliers, nonfinite_pixels, pixel_norm
+from threestudio_pgc.pixelgrad import gradient_statistics, isolated_outliers, pixel_norm
 from threestudio_pgc.pixelgrad.linear_map import LinearMap, find_linear_map
 from threestudio_pgc.standalone.seeding import step_generator
 
@@ -46,7 +46,6 @@ def save_gradient(path: Path, step, view: int = 0) -> None:
         path,
         raw=step.raw[view].float().cpu().numpy(),
         regulated=step.regulated[view].float().cpu().numpy(),
-        nonfinite=nonfinite_pixels(step.raw[view]).cpu().numpy(),
     )
 
 

@@ -26,8 +26,8 @@ def _pool() -> list[Shape]:
 
 def textured_render(
     mesh: TriangleMesh, shape: Shape, look: Look | None, camera: Cameras, size: int, seed: int, background: Tensor
-) -> Tensor:
-    """(size, size, 3) in [0, 1]: bare albedo of `look` (None: mid grey) on `mesh`, over a flat `background` (3,).
+) -> tuple[Tensor, Tensor]:
+    """Picture (size, size, 3) in [0, 1] and mask (size, size): bare albedo of `look` (None: mid grey) over a flat `background` (3,).
 
     `shape` is the same surface as the painters know it; `seed` picks one of a look's variants.
     """
@@ -36,7 +36,7 @@ def textured_render(
     color = torch.full_like(position, 0.5)
     if look is not None:
         color = torch.from_numpy(paint(look, Surface(position.numpy(), normal.numpy(), shape.samples, shape.radius), seed))
-    return composite(color, buffers, background.expand(1, size, size, 3))[0].clamp(0, 1)
+    return composite(color, buffers, background.expand(1, size, size, 3))[0].clamp(0, 1), buffers.mask[0]
 
 
 def shape_of(mesh: TriangleMesh) -> Shape:
@@ -53,5 +53,5 @@ def textured_renders(count: int, size: int, seed: int = 0) -> Tensor:
         camera = sample_cameras(1, generator=torch.Generator().manual_seed(derive_seed(seed, index, "camera")))
         background = torch.from_numpy(rng.random(3)).float()
         mesh = TriangleMesh(torch.as_tensor(shape.vertices, dtype=torch.float32), torch.as_tensor(shape.faces))
-        images.append(textured_render(mesh, shape, look, camera, size, int(rng.integers(8)), background))
+        images.append(textured_render(mesh, shape, look, camera, size, int(rng.integers(8)), background)[0])
     return torch.stack(images)

@@ -25,7 +25,7 @@ from .linear import fit_linear_maps, save_linear_maps
 from .page import Section, write_page
 from .renders import textured_renders
 from .routes import Objective, Route
-from .teacher import ArgumentError, Model, Prompts, load_prior
+from .teacher import ArgumentError, Model, load_prior
 
 FIT_PICTURES = 160  # for a linear map where no pictures are given
 
@@ -71,12 +71,6 @@ def linear_map_for(args: argparse.Namespace, model: Model, routes: Sequence[Rout
         prior = load_prior(model)
         save_linear_maps(path, fit_linear_maps(textured_renders(FIT_PICTURES, prior.image_size, args.seed), prior), model.prior)
     return str(path)
-
-
-def encode_prompts(model: Model, prompts: Sequence[str], negative: str) -> None:
-    """Encode once, here, with all warnings said; runs find them in the prompt cache."""
-    for prompt in dict.fromkeys(prompts):
-        Prompts(model, prompt, negative, quiet=False)
 
 
 def write_table(path: Path, rows: Sequence[dict[str, Any]], **more: Any) -> Path:

@@ -21,7 +21,6 @@ from .report import (
     GRADIENT_NOTE,
     check_linear,
     column_label,
-    encode_prompts,
     finish,
     for_reading,
     gradient_rows,
@@ -32,7 +31,7 @@ from .report import (
 )
 from .routes import ROUTES, Objective, Route
 from .runs import Unit, run_units
-from .teacher import Model, latent_channels
+from .teacher import Model, encode_prompts, latent_channels
 from .texture import Pair, eval_masks, read_views, texture_work
 
 JUDGE_WANTED = 0.95

@@ -12,9 +12,7 @@ from torch import Tensor
 from threestudio_pgc.diffusion.distillation import latent_gradient
 from threestudio_pgc.pixelgrad import RULES, isolated_outliers, kurtosis, nonfinite_pixels, pixel_norm, pullback
 from threestudio_pgc.scene.cameras import sample_cameras
-from threestudio_pgc.scene.gbuffer import render_gbuffer
 from threestudio_pgc.scene.mesh import load_mesh, normalize
-from threestudio_pgc.scene.raster import make_rasterizer
 from threestudio_pgc.standalone.seeding import step_generator
 
 from .image import objective_from
@@ -54,7 +52,6 @@ def tails_work(settings: dict[str, Any], folder: Path, monitor: Monitor) -> dict
     timestep, seed, size = settings["timestep"], settings["seed"], prior.image_size
     mesh, look = normalize(load_mesh(settings["mesh"])), look_of_prompt(settings["prompt"])
     shape = shape_of(mesh)
-    rasterizer = make_rasterizer("cpu")
     maps: dict[str, list[Tensor]] = {}
     object_masks, nonfinite = [], 0
     for view in range(settings["views"]):
@@ -63,8 +60,9 @@ def tails_work(settings: dict[str, Any], folder: Path, monitor: Monitor) -> dict
         # The same views at every timestep, so that timesteps alone differ.
         cameras = sample_cameras(1, generator=step_generator(seed, view, stream="cameras"), stratified_azimuth=False)
         background = torch.rand(3, generator=step_generator(seed, view, stream="background"))
-        image = textured_render(mesh, shape, look, cameras, size, seed % 8, background)[None].to(model.device)
-        object_masks.append(render_gbuffer(mesh, cameras, size, size, rasterizer, smooth=False).mask)
+        picture, mask = textured_render(mesh, shape, look, cameras, size, seed % 8, background)
+        image = picture[None].to(model.device)
+        object_masks.append(mask)
         latent_shape = (1, prior.latent_channels, prior.latent_size, prior.latent_size)
         noise = torch.randn(latent_shape, generator=step_generator(seed, view, stream=f"noise-{timestep}")).to(model.device)
         gradient = latent_gradient(
@@ -90,8 +88,8 @@ def tails_work(settings: dict[str, Any], folder: Path, monitor: Monitor) -> dict
             maps.setdefault(name, []).append(pixel_norm(ruled).cpu())
         monitor.tick(1)
     joined = {kind: torch.cat(parts) for kind, parts in maps.items()}
-    mask = torch.cat(object_masks)
-    np.savez_compressed(folder / "norms.npz", mask=mask.numpy(), **{kind: values.numpy() for kind, values in joined.items()})
+    mask = torch.stack(object_masks)
+    np.savez_compressed(folder / "norms.npz", **{kind: values.numpy() for kind, values in joined.items()})
     found: dict[str, Any] = {"nonfinite": nonfinite}
     for kind, values in joined.items():
         found[kind] = tail_numbers(values.flatten(), values)

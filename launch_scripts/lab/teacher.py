@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -94,15 +95,26 @@ def load_prior(model: Model) -> LatentPrior:
         raise _as_arguments(error) from error
 
 
+def encode_prompts(model: Model, prompts: Sequence[str], negative: str) -> None:
+    """Encode all at once, with all warnings said; runs find them in the prompt cache.
+
+    Raises:
+        ArgumentError: the prior has no text encoders or tokenizers where it should.
+    """
+    texts = [text for prompt in prompts for text in (prompt, *view_prompts(prompt))]
+    try:
+        encode_prompts_sdxl(model.prior, [*texts, negative], device=model.device)
+    except PriorError as error:
+        raise _as_arguments(error) from error
+
+
 class Prompts:
     """One prompt, encoded as it stands and as seen from each side."""
 
-    def __init__(self, model: Model, prompt: str, negative: str = "", quiet: bool = True):
-        """`quiet` keeps back warnings about the prompt, for a run whose prompts were encoded before it began."""
+    def __init__(self, model: Model, prompt: str, negative: str = ""):
         self.prompt, self.negative, self.views = prompt, negative, view_prompts(prompt)
         with warnings.catch_warnings():
-            if quiet:
-                warnings.simplefilter("ignore")
+            warnings.simplefilter("ignore")  # `encode_prompts` has said them
             texts = list(dict.fromkeys([prompt, *self.views, negative]))
             self.encoded = encode_prompts_sdxl(model.prior, texts, device=model.device)
 

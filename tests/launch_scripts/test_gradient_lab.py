@@ -211,6 +211,16 @@ def test_a_prior_without_a_vae_is_refused_by_name(tiny_sdxl, tmp_path, capsys):
     assert re.search("--prior: no folder 'vae' in .*broken", capsys.readouterr().err)
 
 
+def test_a_prior_without_text_encoders_is_refused_by_name(tiny_sdxl, tmp_path, capsys):
+    import shutil
+
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_sdxl, broken, ignore=shutil.ignore_patterns("text_encoder_2"))
+    assert gradient_lab.main(["image", "--prompt", "a vase", "--prior", str(broken), "--output", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err.strip()
+    assert re.search("--prior: no folder 'text_encoder_2' in .*broken", error) and len(error.splitlines()) == 1
+
+
 def test_names_of_files_stay_apart():
     from launch_scripts.lab.report import slug
 
