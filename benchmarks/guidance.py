@@ -59,9 +59,9 @@ def one_graph(image, prior, conditioning, timesteps, noise, control) -> torch.Te
 
     leaf = image.clone().requires_grad_(True)
     latents = prior.encode(leaf)
-    abar = prior.alphas_cumprod_at(timesteps)
-    prediction = prior.predict_noise(prior.add_noise(latents.detach(), noise, timesteps), timesteps, conditioning, control)
-    (latents * sds(prediction, noise, abar, guidance_scale=100.0)).sum().backward()
+    level = prior.noise_level(timesteps)
+    prediction = prior.predict_noise(level.add_noise(latents.detach(), noise), timesteps, conditioning, control)
+    (latents * sds(prediction, noise, level, guidance_scale=100.0)).sum().backward()
     return clip_norm(leaf.grad, 0.1)
 
 

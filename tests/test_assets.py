@@ -50,7 +50,7 @@ def test_every_word_of_the_vocabulary_is_one_token(pipeline):
 def test_its_noise_prediction_is_better_than_none_and_depth_makes_it_better():
     """On a render it has never seen the error of epsilon lies under that of predicting nothing (1), and depth lowers it."""
     from threestudio_pgc.diffusion.control import depth_control
-    from threestudio_pgc.diffusion.prompts import encode_prompts_sdxl, make_conditioning
+    from threestudio_pgc.diffusion.prompts import encode_prompts, make_conditioning
     from threestudio_pgc.diffusion.sdxl import SDXLPrior
     from threestudio_pgc.scene.cameras import orbit_cameras
     from threestudio_pgc.scene.gbuffer import composite, render_gbuffer
@@ -61,14 +61,14 @@ def test_its_noise_prediction_is_better_than_none_and_depth_makes_it_better():
     red = torch.tensor([0.8, 0.07, 0.06]).expand(len(buffers.indices), 3)
     image = composite(red, buffers, torch.full((4, 128, 128, 3), 0.7))
     prior = SDXLPrior.from_pretrained("builtin:pocket", controlnet="builtin:pocket-controlnet-depth")
-    encoded = encode_prompts_sdxl("builtin:pocket", ["a red bunny", ""], use_cache=False)
+    encoded = encode_prompts("builtin:pocket", ["a red bunny", ""], use_cache=False)
     conditioning = make_conditioning(encoded, ["a red bunny"] * 4, "")
     generator = torch.Generator().manual_seed(0)
     timesteps = torch.tensor([300, 400, 500, 600])
     with torch.no_grad():
         latents = prior.encode(image)
         noise = torch.randn(latents.shape, generator=generator)
-        noisy = prior.add_noise(latents, noise, timesteps)
+        noisy = prior.noise_level(timesteps).add_noise(latents, noise)
         plain = prior.predict_noise(noisy, timesteps, conditioning).cond
         guided = prior.predict_noise(noisy, timesteps, conditioning, depth_control(buffers.depth, buffers.opacity)).cond
     errors = [(prediction - noise).square().mean().item() for prediction in (plain, guided)]

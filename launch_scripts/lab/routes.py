@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from threestudio_pgc.diffusion.distillation import Distillation, latent_gradient
+from threestudio_pgc.diffusion.distillation import Distillation, find_residual
 from threestudio_pgc.diffusion.prior import Conditioning, LatentPrior
 from threestudio_pgc.diffusion.timesteps import sample_timesteps
 from threestudio_pgc.pixelgrad import RULES, Norm, QuantileThreshold, pullback
@@ -140,7 +140,7 @@ def take_step(
     )
     shape = (len(image), prior.latent_channels, prior.latent_size, prior.latent_size)
     noise = torch.randn(shape, generator=step_generator(seed, step, stream="noise")).to(device)
-    gradient = latent_gradient(
+    gradient = find_residual(
         image,
         prior,
         conditioning,
@@ -151,7 +151,7 @@ def take_step(
         weighting=objective.weighting,
         control=control,
         image_is_latent=is_latent,
-    )
+    ).latent
     outliers = step_generator(seed, step, stream="outliers")
     if objective.inject == "latent":
         gradient = inject_outliers(gradient, objective.inject_share, objective.inject_factor, outliers, dim=1)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from threestudio_pgc.diffusion.distillation import latent_gradient
+from threestudio_pgc.diffusion.distillation import find_residual
 from threestudio_pgc.pixelgrad import RULES, isolated_outliers, kurtosis, nonfinite_pixels, pixel_norm, pullback
 from threestudio_pgc.scene.cameras import sample_cameras
 from threestudio_pgc.scene.mesh import load_mesh, normalize
@@ -65,7 +65,7 @@ def tails_work(settings: dict[str, Any], folder: Path, monitor: Monitor) -> dict
         object_masks.append(mask)
         latent_shape = (1, prior.latent_channels, prior.latent_size, prior.latent_size)
         noise = torch.randn(latent_shape, generator=step_generator(seed, view, stream=f"noise-{timestep}")).to(model.device)
-        gradient = latent_gradient(
+        gradient = find_residual(
             image,
             prior,
             prompts.by_view(cameras.elevation_deg, cameras.azimuth_deg, model.device),
@@ -74,7 +74,7 @@ def tails_work(settings: dict[str, Any], folder: Path, monitor: Monitor) -> dict
             guidance_scale=objective.guidance_scale,
             cfg=objective.cfg,
             weighting=objective.weighting,
-        )
+        ).latent
         white = torch.randn(latent_shape, generator=step_generator(seed, view, stream="white")).to(model.device)
         white = white * gradient.square().mean().sqrt()
         raw = pullback(gradient, image, prior.encode)

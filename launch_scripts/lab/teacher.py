@@ -11,19 +11,23 @@ import torch
 from torch import Tensor
 
 from threestudio_pgc.diffusion.prior import (
+    CONTROLNET_KEY,
     MODEL,
     MODEL_KEY,
     SCHEDULER,
     UNET,
     VAE,
+    VAE_KEY,
     Conditioning,
     LatentPrior,
     PriorError,
     find_model,
+    find_single,
     read_config,
 )
-from threestudio_pgc.diffusion.prompts import direction_index, encode_prompts_sdxl, make_conditioning, view_prompts
-from threestudio_pgc.diffusion.sdxl import CONTROLNET_KEY, VAE_KEY, SDXLPrior, find_single
+from threestudio_pgc.diffusion.prompts import direction_index, make_conditioning, view_prompts
+from threestudio_pgc.diffusion.prompts import encode_prompts as encode_texts
+from threestudio_pgc.diffusion.sdxl import SDXLPrior
 
 POCKET, POCKET_CONTROLNET = "builtin:pocket", "builtin:pocket-controlnet-depth"
 
@@ -103,7 +107,7 @@ def encode_prompts(model: Model, prompts: Sequence[str], negative: str) -> None:
     """
     texts = [text for prompt in prompts for text in (prompt, *view_prompts(prompt))]
     try:
-        encode_prompts_sdxl(model.prior, [*texts, negative], device=model.device)
+        encode_texts(model.prior, [*texts, negative], device=model.device)
     except PriorError as error:
         raise _as_arguments(error) from error
 
@@ -116,7 +120,7 @@ class Prompts:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # `encode_prompts` has said them
             texts = list(dict.fromkeys([prompt, *self.views, negative]))
-            self.encoded = encode_prompts_sdxl(model.prior, texts, device=model.device)
+            self.encoded = encode_texts(model.prior, texts, device=model.device)
 
     def plain(self, batch: int, device: torch.device | str = "cpu") -> Conditioning:
         """The prompt as it stands, for pictures that have no camera."""

@@ -346,6 +346,6 @@ def test_only_what_is_wanted_is_downloaded(tiny_sdxl, tmp_path):
 
 
 def test_parts_name_the_files_of_a_diffusers_folder(tiny_sdxl):
-    for part in (UNET, VAE, SCHEDULER, *TEXT_ENCODERS):
+    for part in (UNET, VAE, SCHEDULER, *TEXT_ENCODERS[:2]):
         prior_module.check_part(tiny_sdxl, part, "key")
     prior_module.check_part(tiny_sdxl / "vae", MODEL, "key")

@@ -6,19 +6,21 @@ import weakref
 import pytest
 import torch
 
-from tests.diffusion.tiny import MAX_LENGTH, WORDS, build_tokenizer
+from tests.diffusion.tiny import MAX_LENGTH, T5_LENGTH, WORDS, build_tiny_sd, build_tiny_sd3, build_tokenizer
 from threestudio_pgc.diffusion import prompts
-from threestudio_pgc.diffusion.prior import PriorError
+from threestudio_pgc.diffusion.prior import MovedModelWarning, PriorError
 from threestudio_pgc.diffusion.prompts import (
     DIRECTIONS,
     PromptWarning,
     UnknownPromptWords,
     default_cache_dir,
     direction_index,
-    encode_prompts_sdxl,
+    encode_prompts,
     known_words,
     make_conditioning,
+    make_perp_neg_conditioning,
     model_fingerprint,
+    perp_neg,
     view_prompts,
     warn_unknown_words,
 )
@@ -26,10 +28,25 @@ from threestudio_pgc.diffusion.prompts import (
 PROMPT = "a red vase"
 
 
+@pytest.fixture(scope="module")
+def tiny_sd(tmp_path_factory):
+    return build_tiny_sd(tmp_path_factory.mktemp("tiny") / "sd")
+
+
+@pytest.fixture(scope="module")
+def tiny_sd3(tmp_path_factory):
+    return build_tiny_sd3(tmp_path_factory.mktemp("tiny") / "sd3")
+
+
+@pytest.fixture(scope="module")
+def tiny_sd3_without_t5(tmp_path_factory):
+    return build_tiny_sd3(tmp_path_factory.mktemp("tiny") / "sd3", t5=False)
+
+
 @pytest.fixture
 def encode(tiny_sdxl, tmp_path):
     def run(texts, model=tiny_sdxl, **options):
-        return encode_prompts_sdxl(model, texts, cache_dir=tmp_path / "cache", **options)
+        return encode_prompts(model, texts, cache_dir=tmp_path / "cache", **options)
 
     return run
 
@@ -105,12 +122,143 @@ def test_each_encoder_is_freed_before_the_next_is_loaded(encode, monkeypatch):
     assert [reference() for reference in alive] == [None, None]
 
 
+# ---------------------------------------------------------------------------------------------------------------- families
+
+
+def assert_equal_to(encoded, texts, encode_with_pipeline):
+    """encode_with_pipeline: text -> embedding, negative embedding of "", and both pooled ones or None twice."""
+    for text in texts:
+        with torch.no_grad():
+            embedding, negative, pooled, negative_pooled = encode_with_pipeline(text)
+        for item, expected, expected_pooled in ((encoded[text], embedding, pooled), (encoded[""], negative, negative_pooled)):
+            torch.testing.assert_close(item.embedding, expected[0], rtol=1e-6, atol=1e-6)
+            if expected_pooled is None:
+                assert item.pooled is None
+            else:
+                torch.testing.assert_close(item.pooled, expected_pooled[0], rtol=1e-6, atol=1e-6)
+
+
+def test_stable_diffusion_equals_its_pipelines_own_encoding(encode, tiny_sd):
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(tiny_sd, safety_checker=None)
+    texts = [PROMPT, "a zebra cup, overhead view", ""]
+
+    def encode_with_pipeline(text):
+        return *pipeline.encode_prompt(text, "cpu", 1, True, negative_prompt=""), None, None
+
+    encoded = encode(texts, model=tiny_sd)
+    assert_equal_to(encoded, texts, encode_with_pipeline)
+    assert encoded[PROMPT].embedding.shape == (MAX_LENGTH, 8)
+    assert encoded[""].embedding.any()
+
+
+def test_an_encoder_that_masks_its_padding_is_asked_so(encode, tiny_sd, tmp_path):
+    from diffusers import StableDiffusionPipeline
+
+    model = shutil.copytree(tiny_sd, tmp_path / "model")
+    config = json.loads((model / "text_encoder" / "config.json").read_text())
+    (model / "text_encoder" / "config.json").write_text(json.dumps(config | {"use_attention_mask": True}))
+    pipeline = StableDiffusionPipeline.from_pretrained(model, safety_checker=None)
+    expected, _ = pipeline.encode_prompt(PROMPT, "cpu", 1, False)
+    masked = encode([PROMPT], model=model)[PROMPT].embedding
+    torch.testing.assert_close(masked, expected[0], rtol=1e-6, atol=1e-6)
+    assert not torch.allclose(masked, encode([PROMPT], model=tiny_sd)[PROMPT].embedding)
+
+
+def test_stable_diffusion_3_equals_its_pipelines_own_encoding(encode, tiny_sd3):
+    from diffusers import StableDiffusion3Pipeline
+
+    pipeline = StableDiffusion3Pipeline.from_pretrained(tiny_sd3)
+    texts = [PROMPT, "a zebra cup, overhead view", ""]
+
+    def encode_with_pipeline(text):
+        return pipeline.encode_prompt(text, text, text, device="cpu", negative_prompt="", max_sequence_length=T5_LENGTH)
+
+    encoded = encode(texts, model=tiny_sd3)
+    assert_equal_to(encoded, texts, encode_with_pipeline)
+    assert encoded[PROMPT].embedding.shape == (MAX_LENGTH + T5_LENGTH, 32) and encoded[PROMPT].pooled.shape == (20,)
+    assert not encoded[PROMPT].embedding[:MAX_LENGTH, 24:].any() and encoded[PROMPT].embedding[MAX_LENGTH:].any()
+
+
+def test_stable_diffusion_3_without_t5_has_zeros_in_its_place(encode, tiny_sd3_without_t5):
+    from diffusers import StableDiffusion3Pipeline
+
+    pipeline = StableDiffusion3Pipeline.from_pretrained(tiny_sd3_without_t5, text_encoder_3=None, tokenizer_3=None)
+
+    def encode_with_pipeline(text):
+        return pipeline.encode_prompt(text, text, text, device="cpu", negative_prompt="")
+
+    encoded = encode([PROMPT, ""], model=tiny_sd3_without_t5)
+    assert_equal_to(encoded, [PROMPT], encode_with_pipeline)
+    assert encoded[PROMPT].embedding.shape == (MAX_LENGTH + 256, 32) and not encoded[PROMPT].embedding[MAX_LENGTH:].any()
+
+
+def test_a_third_encoder_that_is_listed_has_to_be_there(encode, tiny_sd3, tmp_path):
+    model = shutil.copytree(tiny_sd3, tmp_path / "model")
+    shutil.rmtree(model / "text_encoder_3")
+    with pytest.raises(PriorError, match="pretrained_model_name_or_path: no folder 'text_encoder_3'"):
+        encode([PROMPT], model=model)
+
+
+def test_t5_in_half_precision_keeps_in_float32_what_overflows(tiny_sd3):
+    third = prompts._encoders(tiny_sd3)[2]
+    encoder = prompts._load_encoder(third, tiny_sd3, torch.device("cpu"), torch.float16)
+    wide = [name for name, parameter in encoder.named_parameters() if parameter.dtype == torch.float32]
+    assert len(wide) == 2 and all(name.endswith("DenseReluDense.wo.weight") for name in wide)
+
+
+def test_a_model_that_takes_a_picture_is_refused(encode, tmp_path):
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "Zero123Pipeline"}))
+    with pytest.raises(PriorError, match="is a zero123 model, which takes a picture, not a prompt; wanted one of sd, sdxl, sd3"):
+        encode([PROMPT], model=tmp_path)
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "PixArtAlphaPipeline"}))
+    with pytest.raises(PriorError, match="is a PixArtAlphaPipeline, wanted one of StableDiffusionXL"):
+        encode([PROMPT], model=tmp_path)
+
+
+def test_zeros_for_the_empty_prompt_are_sdxls_alone(encode, tiny_sd, tiny_sd3):
+    for model, family in ((tiny_sd, "sd"), (tiny_sd3, "sd3")):
+        with pytest.raises(PriorError, match=f"zero_empty: found true for .*, a {family} model, wanted null or false"):
+            encode([""], model=model, zero_empty=True)
+        assert encode([""], model=model, zero_empty=False)[""].embedding.any()
+
+
+def test_the_cache_holds_every_family(encode, tiny_sd, tiny_sd3, tiny_sd3_without_t5, tmp_path, no_encoders):
+    models = [tiny_sd, tiny_sd3, tiny_sd3_without_t5]
+    first = [encode([PROMPT], model=model)[PROMPT] for model in models]
+    assert len(files(tmp_path)) == 3
+    no_encoders()
+    for model, item in zip(models, first):
+        again = encode([PROMPT], model=model)[PROMPT]
+        assert torch.equal(again.embedding, item.embedding)
+        assert (again.pooled is None) == (item.pooled is None) == (model is tiny_sd)
+
+
+def test_a_moved_id_is_told_of_once(encode, tiny_sd, tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    repo = tmp_path / "hub" / "models--stable-diffusion-v1-5--stable-diffusion-v1-5"
+    (repo / "refs").mkdir(parents=True)
+    (repo / "refs" / "main").write_text("c0ffee")
+    shutil.copytree(tiny_sd, repo / "snapshots" / "c0ffee")
+    with pytest.warns(MovedModelWarning, match="'stable-diffusion-v1-5/stable-diffusion-v1-5', a copy, is used instead") as caught:
+        found = encode([PROMPT], model="runwayml/stable-diffusion-v1-5")
+    assert len(caught) == 1
+    assert torch.equal(found[PROMPT].embedding, encode([PROMPT], model=tiny_sd)[PROMPT].embedding)
+
+
+# ------------------------------------------------------------------------------------------------------------ conditioning
+
+
 def test_conditioning_of_views(encode):
     encoded = encode([*view_prompts(PROMPT), "", "cup"])
     chosen = [view_prompts(PROMPT)[index] for index in (1, 0, 1)]
     conditioning = make_conditioning(encoded, chosen)
     assert conditioning.cond.shape == conditioning.uncond.shape == (3, MAX_LENGTH, 24)
     assert conditioning.pooled_cond.shape == conditioning.pooled_uncond.shape == (3, 12)
+    assert conditioning.negatives is conditioning.pooled_negatives is conditioning.negative_weights is None
     for view, text in enumerate(chosen):
         assert torch.equal(conditioning.cond[view], encoded[text].embedding)
         assert torch.equal(conditioning.pooled_cond[view], encoded[text].pooled)
@@ -118,6 +266,29 @@ def test_conditioning_of_views(encode):
     assert torch.equal(make_conditioning(encoded, chosen, ["", "cup", ""]).pooled_uncond[1], encoded["cup"].pooled)
     with pytest.raises(ValueError, match="found 2 negative prompts for 3 prompts"):
         make_conditioning(encoded, chosen, ["", ""])
+
+
+def test_negatives_of_their_own(encode):
+    encoded = encode([PROMPT, "", "cup"])
+    weights = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    conditioning = make_conditioning(encoded, [PROMPT] * 2, "", [["cup", ""], [PROMPT, "cup"]], weights)
+    assert conditioning.negatives.shape == (2, 2, MAX_LENGTH, 24) and conditioning.pooled_negatives.shape == (2, 2, 12)
+    for n, row in enumerate((["cup", ""], [PROMPT, "cup"])):
+        for view, text in enumerate(row):
+            assert torch.equal(conditioning.negatives[n, view], encoded[text].embedding)
+            assert torch.equal(conditioning.pooled_negatives[n, view], encoded[text].pooled)
+    assert conditioning.negative_weights is weights
+    with pytest.raises(ValueError, match="found 1 negative prompts for 2 prompts"):
+        make_conditioning(encoded, [PROMPT] * 2, "", [["cup"]])
+    with pytest.raises(ValueError, match="negative_weights: found shape \\(2, 2\\), wanted \\(1, 2\\)"):
+        make_conditioning(encoded, [PROMPT] * 2, "", [["cup"] * 2], weights)
+
+
+def test_conditioning_without_pooled_embeddings(encode, tiny_sd):
+    encoded = encode([PROMPT, ""], model=tiny_sd)
+    conditioning = make_conditioning(encoded, [PROMPT], "", [[""]])
+    assert conditioning.pooled_cond is conditioning.pooled_uncond is conditioning.pooled_negatives is None
+    assert torch.equal(conditioning.negatives[0], conditioning.uncond)
 
 
 # ------------------------------------------------------------------------------------------------------------------- cache
@@ -176,7 +347,7 @@ def test_nothing_but_whole_files_is_left(encode, tmp_path):
 def test_a_cache_that_cannot_be_written_costs_a_warning_only(tiny_sdxl, tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.warns(UserWarning, match="prompt cache: .* cannot be written"):
-        encoded = encode_prompts_sdxl(tiny_sdxl, [PROMPT], cache_dir=tmp_path / "file" / "cache")
+        encoded = encode_prompts(tiny_sdxl, [PROMPT], cache_dir=tmp_path / "file" / "cache")
     assert encoded[PROMPT].embedding.any()
 
 
@@ -247,6 +418,16 @@ def test_damaged_encoders(encode, tiny_sdxl, tmp_path):
         encode([PROMPT], model=copy)
 
 
+@pytest.mark.parametrize(
+    "which, wanted", [("tokenizer", "tokenizer.json or vocab.json"), ("tokenizer_3", "tokenizer.json; spiece.model alone")]
+)
+def test_a_tokenizer_without_a_vocabulary(encode, tiny_sd3, tmp_path, which, wanted):
+    copy = shutil.copytree(tiny_sd3, tmp_path / "copy")
+    (copy / which / "tokenizer.json").unlink()
+    with pytest.raises(PriorError, match=f"the tokenizer in {copy}/{which} has no vocabulary, wanted {wanted}"):
+        encode([PROMPT], model=copy)
+
+
 # ---------------------------------------------------------------------------------------------------------------- warnings
 
 
@@ -305,6 +486,12 @@ def test_a_cut_prompt_names_what_is_lost(encode):
     assert torch.equal(encoded[long].embedding, encode([shorter])[shorter].embedding)
 
 
+def test_the_shortest_encoder_says_what_is_cut(encode, tiny_sd3):
+    with pytest.warns(PromptWarning, match="is cut at 12 tokens by the shortest of the text encoders; lost is 'zebra vase'") as caught:
+        encode(["a red vase of a green cup of a wooden zebra vase"], model=tiny_sd3)
+    assert len(caught) == 1
+
+
 # ------------------------------------------------------------------------------------------------------------------- views
 
 
@@ -350,3 +537,78 @@ def test_direction_index(elevation, azimuth, direction):
 def test_direction_thresholds():
     index = direction_index(torch.tensor([0.0, 0.0, 40.0]), torch.tensor([50.0, 100.0, 0.0]), front=60, back=85, overhead=30)
     assert [DIRECTIONS[i] for i in index] == ["front", "back", "overhead"]
+
+
+# ---------------------------------------------------------------------------------------------------------------- perp-neg
+
+
+def directions(towards):
+    """The shares of one view by name, without those that are 0."""
+    return {name: round(share, 6) for name, share in zip(DIRECTIONS, towards.tolist()) if share}
+
+
+def test_perp_neg_of_no_view():
+    towards, away = perp_neg(torch.zeros(0), torch.zeros(0))
+    assert towards.shape == (0, 4) and away.shape == (2, 0)
+
+
+@pytest.mark.parametrize(
+    "azimuth, towards, front, side",
+    [
+        (0, {"front": 1.0}, 0.000123, 1.574),
+        (45, {"front": 0.5, "side": 0.5}, 0.689203, 0.689203),
+        (-45, {"front": 0.5, "side": 0.5}, 0.689203, 0.689203),
+        (315, {"front": 0.5, "side": 0.5}, 0.689203, 0.689203),
+        (22.5, {"front": 0.75, "side": 0.25}, 0.323157, 1.103988),
+        (90, {"side": 1.0}, 1.573531, 0.000531),
+        (135, {"side": 0.5, "back": 0.5}, 1.745801, 0.172801),
+        (-135, {"side": 0.5, "back": 0.5}, 1.745801, 0.172801),
+        (180, {"back": 1.0}, 1.967, 0.394),
+        (-180, {"back": 1.0}, 1.967, 0.394),
+    ],
+)
+def test_perp_neg_by_azimuth(azimuth, towards, front, side):
+    found = perp_neg(torch.tensor([10.0], dtype=torch.float64), torch.tensor([float(azimuth)], dtype=torch.float64))
+    assert directions(found.towards[0]) == towards
+    torch.testing.assert_close(found.away[:, 0], torch.tensor([front, side], dtype=torch.float64), rtol=0, atol=1e-6)
+
+
+def test_perp_neg_from_above_mixes_and_leaves_nothing():
+    found = perp_neg(torch.tensor([60.0, 60.1]), torch.tensor([0.0, 100.0]))
+    assert [directions(row) for row in found.towards] == [{"front": 1.0}, {"overhead": 1.0}]
+    assert found.away[0, 1] == found.away[1, 1] == 0
+    assert directions(perp_neg(torch.tensor([40.0]), torch.tensor([0.0]), overhead=30).towards[0]) == {"overhead": 1.0}
+
+
+def test_perp_neg_is_continuous_around_the_object():
+    azimuth = torch.arange(-200.0, 200.0, 0.5, dtype=torch.float64)
+    found = perp_neg(torch.zeros_like(azimuth), azimuth)
+    torch.testing.assert_close(found.towards.sum(dim=1), torch.ones_like(azimuth), rtol=0, atol=1e-12)
+    assert found.towards.diff(dim=0).abs().max() < 0.006
+    assert found.away.diff(dim=1).abs().max() < 0.012
+    assert found.away.min() >= 0
+
+
+@pytest.mark.parametrize("pooled", [True, False])
+def test_perp_neg_conditioning(encode, tiny_sd, tiny_sdxl, pooled):
+    views = view_prompts(PROMPT)
+    encoded = encode([*views, "cup"], model=tiny_sdxl if pooled else tiny_sd)
+    elevation, azimuth = torch.tensor([0.0, 0.0, 80.0]), torch.tensor([22.5, 180.0, 0.0])
+    found = make_perp_neg_conditioning(encoded, views, "cup", elevation, azimuth)
+    side, front, back, overhead = (encoded[view] for view in views)
+    mixtures = [
+        [0.75 * of_front + 0.25 * of_side if of_front is not None else None for of_front, of_side in zip(front, side)],
+        back,
+        overhead,
+    ]
+    for view, (embedding, vector) in enumerate(mixtures):
+        torch.testing.assert_close(found.cond[view], embedding)
+        if pooled:
+            torch.testing.assert_close(found.pooled_cond[view], vector)
+        for n, negative in enumerate((front, side)):
+            assert torch.equal(found.negatives[n, view], negative.embedding)
+            assert not pooled or torch.equal(found.pooled_negatives[n, view], negative.pooled)
+        assert torch.equal(found.uncond[view], encoded["cup"].embedding)
+    assert torch.equal(found.negative_weights, perp_neg(elevation, azimuth).away)
+    if not pooled:
+        assert found.pooled_cond is found.pooled_uncond is found.pooled_negatives is None

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from threestudio_pgc.diffusion import schedule
+from threestudio_pgc.diffusion.prior import NoiseLevel
 
 SDXL = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
@@ -45,9 +46,18 @@ def test_v_prediction_gives_the_noise_back():
     generator = torch.Generator().manual_seed(0)
     z, eps = torch.randn(2, 3, 4, 5, 5, generator=generator, dtype=torch.float64)
     alpha_bar = torch.tensor([0.999, 0.5, 1e-4], dtype=torch.float64).view(3, 1, 1, 1)
-    z_t = schedule.add_noise(z, eps, alpha_bar)
+    level = NoiseLevel(alpha_bar.sqrt(), (1 - alpha_bar).sqrt())
+    z_t = level.add_noise(z, eps)
     v = alpha_bar.sqrt() * eps - (1 - alpha_bar).sqrt() * z
-    torch.testing.assert_close(schedule.noise_from_output(v, z_t, alpha_bar, "v_prediction"), eps, rtol=1e-12, atol=1e-12)
-    assert schedule.noise_from_output(v, z_t, alpha_bar, "epsilon") is v
+    torch.testing.assert_close(schedule.noise_from_output(v, z_t, level, "v_prediction"), eps, rtol=1e-12, atol=1e-12)
+    assert schedule.noise_from_output(v, z_t, level, "epsilon") is v
     with pytest.raises(ValueError, match="found 'sample'"):
-        schedule.noise_from_output(v, z_t, alpha_bar, "sample")
+        schedule.noise_from_output(v, z_t, level, "sample")
+
+
+def test_a_flows_velocity_gives_the_noise_back():
+    generator = torch.Generator().manual_seed(0)
+    z, eps = torch.randn(2, 3, 4, 5, 5, generator=generator, dtype=torch.float64)
+    sigma = torch.tensor([0.001, 0.5, 1.0], dtype=torch.float64).view(3, 1, 1, 1)
+    level = NoiseLevel(1 - sigma, sigma)
+    torch.testing.assert_close(schedule.noise_from_output(eps - z, level.add_noise(z, eps), level, "flow"), eps, rtol=1e-12, atol=1e-12)

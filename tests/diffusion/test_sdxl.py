@@ -233,7 +233,7 @@ def test_v_prediction_is_turned_into_noise(tmp_path):
 
 def test_add_noise(prior):
     z, noise = latents(), latents().flip(0)
-    noisy = prior.add_noise(z, noise, T)
+    noisy = prior.noise_level(T).add_noise(z, noise)
     for b, t in enumerate(T):
         alpha_bar = prior.alphas_cumprod[t].item()
         torch.testing.assert_close(noisy[b], alpha_bar**0.5 * z[b] + (1 - alpha_bar) ** 0.5 * noise[b], rtol=1e-12, atol=1e-12)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from threestudio_pgc.modules.guidance import SDXLGuidance
-from threestudio_pgc.modules.prompt_processor import SDXLPromptProcessor
+from threestudio_pgc.modules.prompt_processor import PromptProcessor
 from threestudio_pgc.pixelgrad import pixel_norm
 
 SIZE = 32
@@ -12,7 +12,7 @@ SIZE = 32
 
 @pytest.fixture(scope="module")
 def prompts(tiny_sdxl, tmp_path_factory):
-    processor = SDXLPromptProcessor(
+    processor = PromptProcessor(
         {
             "prompt": "a zebra vase",
             "pretrained_model_name_or_path": str(tiny_sdxl),
@@ -127,7 +127,7 @@ def test_switching_pgc_off_changes_the_gradient_and_nothing_else(build, prompts,
 def test_control_needs_depth_and_changes_the_gradient(build, prompts, tiny_controlnet):
     guidance = build(controlnet_name_or_path=str(tiny_controlnet))
     rgb, cameras = views(2)
-    with pytest.raises(ValueError, match="controlnet_name_or_path.*depth and opacity"):
+    with pytest.raises(ValueError, match="control kind 'depth': found the buffers none, wanted depth too"):
         guidance(rgb, prompts, **cameras)
     opacity = torch.zeros(2, SIZE, SIZE, 1)
     opacity[:, 8:24, 8:24] = 1

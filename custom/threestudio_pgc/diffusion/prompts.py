@@ -1,4 +1,4 @@
-"""Prompts to SDXL text conditioning: encoded once, kept on disk by content, the encoders freed; and view-dependent prompts."""
+"""Prompts to text conditioning: encoded once, kept on disk by content, the encoders freed; and view-dependent prompts."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ import re
 import tempfile
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .prior import (
@@ -21,10 +23,15 @@ from .prior import (
     PIPELINE_INDEX,
     TEXT_ENCODERS,
     TOKENIZERS,
+    TRANSFORMER,
     Conditioning,
     Part,
     PriorError,
+    Wanted,
+    check_memory,
     choose_variant,
+    current_id,
+    family_of,
     find_model,
     read_config,
     resolve_dtype,
@@ -32,7 +39,8 @@ from .prior import (
 
 DIRECTIONS = ("side", "front", "back", "overhead")  # the host's order
 SMALL_VOCABULARY = 5000  # tokens; a full CLIP tokenizer has 49,408 and no unknown words worth a warning
-CACHE_FORMAT = "1"  # part of every key: raised when what is stored changes meaning
+T5_LENGTHS = {"sd3": 256, "flux": 512}  # tokens that diffusers' pipelines read of a prompt by default
+CACHE_FORMAT = "2"  # part of every key: raised when what is stored changes meaning
 _STOP_WORDS = frozenset("a an the of with and or in on at by for from to made is its".split())
 
 
@@ -47,8 +55,8 @@ class UnknownPromptWords(PromptWarning):
 class PromptEmbedding(NamedTuple):
     """float32 on the CPU."""
 
-    embedding: Tensor  # (L, D): penultimate hidden states of both encoders, concatenated
-    pooled: Tensor  # (P,): projected pooled output of the second encoder
+    embedding: Tensor  # (L, D)
+    pooled: Tensor | None = None  # (P,), None for a family without one
 
 
 # ----------------------------------------------------------------------------------------------------------- view-dependent
@@ -80,26 +88,158 @@ def direction_index(
     return index
 
 
-def make_conditioning(
-    encoded: Mapping[str, PromptEmbedding], prompts: Sequence[str], negatives: str | Sequence[str] = ""
-) -> Conditioning:
-    """Conditioning of B views from what `encode_prompts_sdxl` returned: one prompt per view, one negative for all or one each.
+class PerpNeg(NamedTuple):
+    """What B views are drawn to, and what they are kept from.
 
-    Raises KeyError for a prompt that was not encoded, ValueError where the numbers differ.
+    towards (B, 4): the share of each of DIRECTIONS' embeddings in the view's own; each row sums to 1.
+    away (2, B): how strongly to stay away from the front's and from the side's prompt.
     """
-    negatives = [negatives] * len(prompts) if isinstance(negatives, str) else list(negatives)
-    if len(negatives) != len(prompts):
-        raise ValueError(f"found {len(negatives)} negative prompts for {len(prompts)} prompts, wanted one or as many")
-    cond, uncond = [encoded[prompt] for prompt in prompts], [encoded[prompt] for prompt in negatives]
-    return Conditioning(
-        cond=torch.stack([item.embedding for item in cond]),
-        uncond=torch.stack([item.embedding for item in uncond]),
-        pooled_cond=torch.stack([item.pooled for item in cond]),
-        pooled_uncond=torch.stack([item.pooled for item in uncond]),
+
+    towards: Tensor
+    away: Tensor
+
+
+# a, b, c of f(r) = a exp(-b r) + c: the host's, such that f_fs, f_sf and f_sb vanish at r = 1.
+_F_FS = _F_SF = (4.0, 0.5, -2.426)
+_F_SB = (1.0, 0.5, -0.606)
+_F_FSB = (1.0, 0.5, 0.967)
+
+
+def perp_neg(elevation_deg: Tensor, azimuth_deg: Tensor, *, overhead: float = 60.0) -> PerpNeg:
+    """The view interpolation of Perp-Neg (Armandpour et al. 2023, arXiv 2304.04968); (B,), (B,) degrees, azimuth 0 is the front.
+
+    With f(r) = a exp(-b r) + c, front to side and, with another r, side to back:
+
+        |azimuth| < 90:   r = 1 - |azimuth| / 90   towards r front + (1 - r) side   away f_fs(r) front, f_sf(1 - r) side
+        else:             r = 2 - |azimuth| / 90   towards r side + (1 - r) back    away f_fsb(r) front, f_sb(r) side
+
+    A view is thus kept from the front the more, the further it is from it, and from the side only near the front and the back. Above
+    `overhead` degrees of elevation: towards the overhead prompt, away from nothing. The strengths are positive; the host writes them
+    with the opposite sign and adds.
+    """
+    angle = ((azimuth_deg + 180) % 360 - 180).abs() / 90
+    frontal, above = angle < 1, elevation_deg > overhead
+    r, zero = torch.where(frontal, 1 - angle, 2 - angle), torch.zeros_like(angle)
+    shares = {"front": torch.where(frontal, r, zero), "side": torch.where(frontal, 1 - r, r), "back": torch.where(frontal, zero, 1 - r)}
+    shares = {view: torch.where(above, zero, share) for view, share in shares.items()} | {"overhead": above.to(angle)}
+    front = torch.where(frontal, _decay(_F_FS, r), _decay(_F_FSB, r))
+    side = torch.where(frontal, _decay(_F_SF, 1 - r), _decay(_F_SB, r))
+    return PerpNeg(
+        torch.stack([shares[view] for view in DIRECTIONS], dim=1),
+        torch.where(above, zero, torch.stack([front, side])),
     )
 
 
+def _decay(parameters: tuple[float, float, float], r: Tensor) -> Tensor:
+    a, b, c = parameters
+    return a * torch.exp(-b * r) + c
+
+
+def make_perp_neg_conditioning(
+    encoded: Mapping[str, PromptEmbedding],
+    views: Sequence[str],
+    uncond: str,
+    elevation_deg: Tensor,
+    azimuth_deg: Tensor,
+    *,
+    overhead: float = 60.0,
+) -> Conditioning:
+    """Conditioning of B views with `perp_neg`; views: the prompt from each side, in the order of `view_prompts`.
+
+    negatives are the front's and the side's prompt, the same two for every view. Raises KeyError for a prompt that was not encoded.
+    """
+    towards, away = (tensor.cpu() for tensor in perp_neg(elevation_deg, azimuth_deg, overhead=overhead))
+    batch = len(towards)
+    negatives = [[views[DIRECTIONS.index(view)]] * batch for view in ("front", "side")]
+    conditioning = make_conditioning(encoded, [uncond] * batch, uncond, negatives, away)
+    embedding, pooled = _stack(encoded, views)
+    return replace(
+        conditioning,
+        cond=torch.einsum("bv,vld->bld", towards.to(embedding), embedding),
+        pooled_cond=None if pooled is None else towards.to(pooled) @ pooled,
+    )
+
+
+def make_conditioning(
+    encoded: Mapping[str, PromptEmbedding],
+    prompts: Sequence[str],
+    uncond: str | Sequence[str] = "",
+    negatives: Sequence[Sequence[str]] | None = None,
+    negative_weights: Tensor | None = None,
+) -> Conditioning:
+    """Conditioning of B views from what `encode_prompts` returned.
+
+    prompts           B, one per view
+    uncond            what classifier-free guidance leaves, the negative or the empty prompt: one for all views or one each
+    negatives         N times B prompts to be predicted on their own; negative_weights (N, B) or None: see `Conditioning`
+
+    Raises KeyError for a prompt that was not encoded, ValueError where the numbers differ.
+    """
+    unconds = [uncond] * len(prompts) if isinstance(uncond, str) else list(uncond)
+    negatives = [list(row) for row in negatives or ()]
+    for row in (unconds, *negatives):
+        if len(row) != len(prompts):
+            raise ValueError(f"found {len(row)} negative prompts for {len(prompts)} prompts, wanted one or as many")
+    if negative_weights is not None and negative_weights.shape != (len(negatives), len(prompts)):
+        raise ValueError(f"negative_weights: found shape {tuple(negative_weights.shape)}, wanted ({len(negatives)}, {len(prompts)})")
+    cond, pooled_cond = _stack(encoded, prompts)
+    uncond, pooled_uncond = _stack(encoded, unconds)
+    rows = [_stack(encoded, row) for row in negatives]
+    return Conditioning(
+        cond,
+        uncond,
+        pooled_cond,
+        pooled_uncond,
+        negatives=torch.stack([embedding for embedding, _ in rows]) if rows else None,
+        pooled_negatives=torch.stack([pooled for _, pooled in rows]) if rows and pooled_cond is not None else None,
+        negative_weights=negative_weights,
+    )
+
+
+def _stack(encoded: Mapping[str, PromptEmbedding], prompts: Sequence[str]) -> PromptEmbedding:
+    """With a leading dimension: one entry per prompt."""
+    items = [encoded[prompt] for prompt in prompts]
+    pooled = [item.pooled for item in items]
+    return PromptEmbedding(torch.stack([item.embedding for item in items]), None if pooled[0] is None else torch.stack(pooled))
+
+
 # ----------------------------------------------------------------------------------------------------------------- encoding
+
+
+class _Encoder(NamedTuple):
+    """A text encoder of a pipeline: where it and its tokenizer lie, its class in transformers, and what is taken of it."""
+
+    part: Part
+    tokenizer: Part
+    model_class: str
+    layer: int | None  # -2: the penultimate hidden states; None: the last, after the final norm
+
+    @property
+    def is_t5(self) -> bool:
+        return self.model_class == "T5EncoderModel"
+
+
+_FAMILY_ENCODERS = {
+    "sd": [("CLIPTextModel", None)],
+    "sdxl": [("CLIPTextModel", -2), ("CLIPTextModelWithProjection", -2)],
+    "sd3": [("CLIPTextModelWithProjection", -2), ("CLIPTextModelWithProjection", -2), ("T5EncoderModel", None)],
+    "flux": [("CLIPTextModel", None), ("T5EncoderModel", None)],
+}
+
+
+def _encoders(root: Path) -> list[_Encoder]:
+    """The text encoders that a pipeline has, in its order. Stable Diffusion 3's third is left out where model_index.json says so."""
+    family = family_of(root)
+    if family not in _FAMILY_ENCODERS:
+        why = ", which takes a picture, not a prompt" if family == "zero123" else ""
+        raise PriorError(f"{MODEL_KEY}: {root} is a {family} model{why}; wanted one of {', '.join(_FAMILY_ENCODERS)}")
+    encoders = [_Encoder(*where, *what) for *where, what in zip(TEXT_ENCODERS, TOKENIZERS, _FAMILY_ENCODERS[family])]
+    listed = read_config(root, Part("", PIPELINE_INDEX, None)).get("text_encoder_3") or [None]
+    return encoders[:2] if family == "sd3" and listed[0] is None else encoders
+
+
+def _parts(encoders: Iterable[_Encoder]) -> list[Part]:
+    return [part for encoder in encoders for part in (encoder.part, encoder.tokenizer)]
 
 
 def default_cache_dir() -> Path:
@@ -107,7 +247,7 @@ def default_cache_dir() -> Path:
     return Path(os.environ.get("PGC_CACHE") or ".pgc_cache") / "prompts"
 
 
-def encode_prompts_sdxl(
+def encode_prompts(
     pretrained_model_name_or_path: str | Path,
     prompts: Sequence[str],
     *,
@@ -117,78 +257,119 @@ def encode_prompts_sdxl(
     dtype: str | torch.dtype = "auto",
     zero_empty: bool | None = None,
 ) -> dict[str, PromptEmbedding]:
-    """Encode each prompt with both of SDXL's text encoders, as `StableDiffusionXLPipeline.encode_prompt` does.
+    """Encode each prompt as `encode_prompt` of the model's own diffusers pipeline does, which model_index.json names.
+
+    Stable Diffusion: last hidden states of the one encoder, no pooled embedding. SDXL: penultimate hidden states of both encoders side
+    by side, pooled of the second. Stable Diffusion 3: the same of its first two encoders, filled up with zeros to the width of the third,
+    T5, whose last hidden states follow as further tokens (zeros where model_index.json says that there is none); pooled of both. FLUX:
+    last hidden states of its T5, pooled of its CLIP.
 
     Results are kept as safetensors files under `cache_dir`, keyed by the content of encoders and tokenizers, the prompt, the length
     and the precision: another model in the same folder, or the same one elsewhere, is told apart rightly. The encoders are loaded
     only for prompts that are not there, and freed at the end. A file that cannot be read is encoded anew.
 
     cache_dir   default `default_cache_dir()`; with use_cache False nothing is read or written
-    zero_empty  the empty prompt is all zeros, as diffusers' pipelines make a missing negative prompt, instead of encoded; None: what
-                the model says itself, by `force_zeros_for_empty_prompt` in its model_index.json
+    zero_empty  the empty prompt is all zeros, as SDXL's pipeline makes a missing negative prompt, instead of encoded; None: what
+                the model says itself, by `force_zeros_for_empty_prompt` in its model_index.json. Other families always encode it
 
-    Warns with PromptWarning where a prompt is cut at the encoders' length or has words a small vocabulary lacks, and with
-    UnknownPromptWords where it has no other. Raises PriorError where the model cannot be had.
+    Warns with PromptWarning where a prompt is cut at an encoder's length or has words a small vocabulary lacks, and with
+    UnknownPromptWords where it has no other. Raises PriorError where the model cannot be had, is conditioned on a picture, or zero_empty
+    is asked of another family.
     """
     device = torch.device(device)
     dtype = resolve_dtype(dtype, device)
-    parts = [*TEXT_ENCODERS, *TOKENIZERS]
-    root = find_model(pretrained_model_name_or_path, MODEL_KEY, parts, half=dtype != torch.float32)
-    if zero_empty is None:
-        zero_empty = bool(read_config(root, Part("", PIPELINE_INDEX, None)).get("force_zeros_for_empty_prompt", True))
-    tokenizers = _load_tokenizers(root)
-    lengths = [_max_length(root, tokenizer, part) for tokenizer, part in zip(tokenizers, TEXT_ENCODERS)]
+    name = current_id(pretrained_model_name_or_path)
+    index = find_model(name, MODEL_KEY, [])  # which says what else is wanted
+    family, encoders = family_of(index), _encoders(index)
+    # Zeros in T5's place are as wide as T5's embeddings would be, which only the transformer can tell then.
+    without_t5 = family == "sd3" and not encoders[-1].is_t5
+    transformer = TRANSFORMER._replace(stem=None)
+    parts = _parts(encoders) + ([transformer] if without_t5 else [])
+    root = find_model(name, MODEL_KEY, parts, half=dtype != torch.float32)
+    zero_empty = _zeros_for_empty(root, family, zero_empty)
+    blank = (T5_LENGTHS[family], read_config(root, transformer)["joint_attention_dim"]) if without_t5 else None
+    tokenizers = [_load_tokenizer(root, encoder) for encoder in encoders]
+    lengths = [_max_length(root, family, tokenizer, encoder) for tokenizer, encoder in zip(tokenizers, encoders)]
     prompts = list(dict.fromkeys(prompts))
     _warn_truncated(prompts, tokenizers, lengths)
     warn_unknown_words(prompts, known_words(root, tokenizers[0]))
 
     cache_dir = default_cache_dir() if cache_dir is None else Path(cache_dir)
     model = model_fingerprint(root)
-    files = {
-        prompt: cache_dir / f"{_cache_key(model, prompt, lengths, dtype, zero_empty and not prompt)}.safetensors" for prompt in prompts
-    }
-    encoded = {prompt: _read_cache(file) if use_cache else None for prompt, file in files.items()}
+    key = [family, model, lengths, blank, dtype]
+    files = {prompt: cache_dir / f"{_cache_key(*key, prompt, zero_empty and not prompt)}.safetensors" for prompt in prompts}
+    encoded = {prompt: _read_cache(file, family != "sd") if use_cache else None for prompt, file in files.items()}
     missing = [prompt for prompt in prompts if encoded[prompt] is None]
     if missing:
-        for prompt, item in zip(missing, _encode(root, missing, tokenizers, lengths, device, dtype, zero_empty)):
+        states = _encode(root, missing, encoders, tokenizers, lengths, device, dtype)
+        for prompt, (hidden, pooled) in zip(missing, states):
+            item = _join(family, hidden, pooled, blank)
+            if zero_empty and not prompt:
+                item = PromptEmbedding(*map(torch.zeros_like, item))
             encoded[prompt] = item
             if use_cache:
                 _write_cache(files[prompt], item)
     return encoded
 
 
-@torch.no_grad()
-def _encode(root, prompts, tokenizers, lengths, device, dtype, zero_empty) -> list[PromptEmbedding]:
-    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+def _zeros_for_empty(root: Path, family: str, asked: bool | None) -> bool:
+    if family == "sdxl":
+        index = read_config(root, Part("", PIPELINE_INDEX, None))
+        return bool(index.get("force_zeros_for_empty_prompt", True)) if asked is None else asked
+    if asked:
+        raise PriorError(
+            f"zero_empty: found true for {root}, a {family} model, wanted null or false: only SDXL's empty prompt may be zeros"
+        )
+    return False
 
-    hidden, pooled = [[] for _ in prompts], []
-    # One encoder at a time, so that both never lie in memory together; one prompt at a time, so that what is cached does not depend
+
+@torch.no_grad()
+def _encode(root, prompts, encoders, tokenizers, lengths, device, dtype) -> list[tuple[list[Tensor], list[Tensor]]]:
+    """For each prompt: the hidden states (L, D) of every encoder, and the pooled outputs (P,) of CLIP's, projected where they are."""
+    states = [([], []) for _ in prompts]
+    # One encoder at a time, so that two never lie in memory together; one prompt at a time, so that what is cached does not depend
     # on which others were missing.
-    for model_class, part, tokenizer, length in zip(
-        (CLIPTextModel, CLIPTextModelWithProjection), TEXT_ENCODERS, tokenizers, lengths
-    ):
-        encoder = _load_encoder(model_class, root, part).to(device, dtype)
-        for index, prompt in enumerate(prompts):
+    for encoder, tokenizer, length in zip(encoders, tokenizers, lengths):
+        model = _load_encoder(encoder, root, device, dtype)
+        masked = encoder.layer is None and getattr(model.config, "use_attention_mask", False)
+        for prompt, (hidden, pooled) in zip(prompts, states):
             tokens = tokenizer(prompt, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-            output = encoder(tokens.input_ids.to(device), output_hidden_states=True)
-            hidden[index].append(output.hidden_states[-2][0].float().cpu())
-            if model_class is CLIPTextModelWithProjection:
-                pooled.append(output.text_embeds[0].float().cpu())
-        del encoder, output
+            mask = {"attention_mask": tokens.attention_mask.to(device)} if masked else {}
+            output = model(tokens.input_ids.to(device), output_hidden_states=True, **mask)
+            taken = output.last_hidden_state if encoder.layer is None else output.hidden_states[encoder.layer]
+            hidden.append(taken[0].float().cpu())
+            if not encoder.is_t5:
+                vector = output.text_embeds if "WithProjection" in encoder.model_class else output.pooler_output
+                pooled.append(vector[0].float().cpu())
+        del model, output, taken
         if device.type == "cuda":
             gc.collect()
             torch.cuda.empty_cache()
-    items = [PromptEmbedding(torch.cat(states, dim=-1), vector) for states, vector in zip(hidden, pooled)]
-    if zero_empty:
-        items = [item if prompt else PromptEmbedding(*map(torch.zeros_like, item)) for prompt, item in zip(prompts, items)]
-    return items
+    return states
 
 
-def _load_encoder(model_class, root: Path, part):
-    folder = root / part.subfolder
-    variant = choose_variant([path.name for path in folder.iterdir()], part.stem, half=False)
+def _join(family: str, hidden: list[Tensor], pooled: list[Tensor], blank: tuple[int, int] | None) -> PromptEmbedding:
+    """One embedding out of what the encoders gave; blank: length and width of the zeros that stand in for T5's."""
+    if family == "sd":
+        return PromptEmbedding(hidden[0])
+    if family == "flux":
+        return PromptEmbedding(hidden[1], pooled[0])
+    clip = torch.cat(hidden[:2], dim=-1)
+    if family == "sdxl":
+        return PromptEmbedding(clip, pooled[1])
+    t5 = hidden[2] if blank is None else torch.zeros(blank)
+    clip = F.pad(clip, (0, t5.shape[-1] - clip.shape[-1]))
+    return PromptEmbedding(torch.cat([clip, t5]), torch.cat(pooled))
+
+
+def _load_encoder(encoder: _Encoder, root: Path, device: torch.device, dtype: torch.dtype):
+    import transformers
+
+    folder = root / encoder.part.subfolder
+    variant = choose_variant([path.name for path in folder.iterdir()], encoder.part.stem, half=False)
+    check_memory([Wanted(root, encoder.part, dtype)], device, f"text encoder {encoder.part.subfolder}", "an encoder is freed after use")
     try:
-        encoder, info = model_class.from_pretrained(
+        model, info = getattr(transformers, encoder.model_class).from_pretrained(
             folder, variant=variant, use_safetensors=True, local_files_only=True, output_loading_info=True
         )
     except Exception as error:  # safetensors, transformers and torch each raise their own for a damaged file
@@ -197,28 +378,36 @@ def _load_encoder(model_class, root: Path, part):
     missing = [name for name in info["missing_keys"] if not name.endswith("position_ids")]
     if missing:
         raise PriorError(
-            f"{MODEL_KEY}: the weights in {folder} do not fill its config.json: {len(missing)} tensors missing, "
-            f"first {sorted(missing)[0]}"
+            f"{MODEL_KEY}: the weights in {folder} do not fill its config.json: {len(missing)} tensors missing, first {sorted(missing)[0]}"
         )
-    return encoder.eval().requires_grad_(False)
+    model = model.to(device, dtype)
+    if encoder.is_t5 and dtype == torch.float16:
+        # T5's feed-forward outputs overflow in half precision; its code expects these layers in float32 then.
+        for name, module in model.named_modules():
+            if name.endswith(".wo"):
+                module.float()
+    return model.eval().requires_grad_(False)
 
 
-def _load_tokenizers(root: Path) -> list:
-    from transformers import CLIPTokenizer
+def _load_tokenizer(root: Path, encoder: _Encoder):
+    from transformers import CLIPTokenizer, T5TokenizerFast
 
-    tokenizers = []
-    for part in TOKENIZERS:
-        folder = root / part.subfolder
-        try:
-            tokenizers.append(CLIPTokenizer.from_pretrained(folder, local_files_only=True))
-        except Exception as error:
-            raise PriorError(f"{MODEL_KEY}: the tokenizer in {folder} cannot be loaded: {error}") from error
-    return tokenizers
+    folder = root / encoder.tokenizer.subfolder
+    vocabulary = ["tokenizer.json"] if encoder.is_t5 else ["tokenizer.json", "vocab.json"]
+    if not any((folder / name).is_file() for name in vocabulary):
+        # transformers would go on with an empty vocabulary.
+        hint = "; spiece.model alone would need the sentencepiece library, which is not used" if encoder.is_t5 else ""
+        raise PriorError(f"{MODEL_KEY}: the tokenizer in {folder} has no vocabulary, wanted {' or '.join(vocabulary)}{hint}")
+    try:
+        return (T5TokenizerFast if encoder.is_t5 else CLIPTokenizer).from_pretrained(folder, local_files_only=True)
+    except Exception as error:
+        raise PriorError(f"{MODEL_KEY}: the tokenizer in {folder} cannot be loaded: {error}") from error
 
 
-def _max_length(root: Path, tokenizer, encoder_part) -> int:
-    # A tokenizer saved without a length says 1e30; the encoder has no more positions than these.
-    return min(tokenizer.model_max_length, read_config(root, encoder_part).get("max_position_embeddings", 77))
+def _max_length(root: Path, family: str, tokenizer, encoder: _Encoder) -> int:
+    # A tokenizer saved without a length says 1e30; CLIP has no more positions than these, T5's are relative.
+    most = T5_LENGTHS[family] if encoder.is_t5 else read_config(root, encoder.part).get("max_position_embeddings", 77)
+    return min(tokenizer.model_max_length, most)
 
 
 # -------------------------------------------------------------------------------------------------------------------- cache
@@ -231,7 +420,7 @@ def model_fingerprint(root: Path, *, ends: int = 4 * 2**20) -> str:
     changes all of them. Names and places of the folder, and times, do not count.
     """
     digest = hashlib.sha256()
-    for part in (*TEXT_ENCODERS, *TOKENIZERS):
+    for part in _parts(_encoders(root)):
         for path in sorted((root / part.subfolder).iterdir()):
             if path.suffix not in (".json", ".txt", ".safetensors"):
                 continue
@@ -247,23 +436,22 @@ def model_fingerprint(root: Path, *, ends: int = 4 * 2**20) -> str:
     return digest.hexdigest()
 
 
-def _cache_key(model: str, prompt: str, lengths: Sequence[int], dtype: torch.dtype, zeros: bool) -> str:
-    text = "\0".join([CACHE_FORMAT, model, prompt, ",".join(map(str, lengths)), str(dtype), str(zeros)])
-    return hashlib.sha256(text.encode()).hexdigest()
+def _cache_key(*parts) -> str:
+    return hashlib.sha256("\0".join(map(str, [CACHE_FORMAT, *parts])).encode()).hexdigest()
 
 
-def _read_cache(path: Path) -> PromptEmbedding | None:
+def _read_cache(path: Path, pooled: bool) -> PromptEmbedding | None:
     from safetensors.torch import load_file
 
     if not path.is_file():
         return None
     try:
         tensors = load_file(path)
-        item = PromptEmbedding(tensors["embedding"], tensors["pooled"])
+        item = PromptEmbedding(tensors["embedding"], tensors["pooled"] if pooled else None)
     except Exception:  # cut short, overwritten, not ours: encoding again is always right
         return None
-    whole = item.embedding.ndim == 2 and item.pooled.ndim == 1 and all(torch.isfinite(tensor).all() for tensor in item)
-    return item if whole else None
+    whole = item.embedding.ndim == 2 and (item.pooled is None or item.pooled.ndim == 1)
+    return item if whole and all(torch.isfinite(tensor).all() for tensor in tensors.values()) else None
 
 
 def _write_cache(path: Path, item: PromptEmbedding) -> None:
@@ -275,7 +463,7 @@ def _write_cache(path: Path, item: PromptEmbedding) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
             temporary = Path(file.name)
-            file.write(save({"embedding": item.embedding.contiguous(), "pooled": item.pooled.contiguous()}))
+            file.write(save({name: tensor.contiguous() for name, tensor in item._asdict().items() if tensor is not None}))
         os.replace(temporary, path)
     except OSError as error:
         warnings.warn(f"prompt cache: {path.parent} cannot be written ({error}); the next run encodes again", stacklevel=3)
@@ -332,21 +520,19 @@ def warn_unknown_words(prompts: Iterable[str], known: Sequence[str] | None) -> N
 
 
 def _warn_truncated(prompts: Sequence[str], tokenizers: Sequence, lengths: Sequence[int]) -> None:
+    shortest = min(range(len(lengths)), key=lengths.__getitem__)
+    tokenizer, length = tokenizers[shortest], lengths[shortest]
+    others = " by the shortest of the text encoders" if len(set(lengths)) > 1 else ""
     warned = set()
     for prompt in prompts:
-        if _without_view(prompt) in warned:
+        ids = tokenizer(prompt, truncation=False, verbose=False).input_ids
+        if len(ids) <= length or _without_view(prompt) in warned:
             continue
-        for tokenizer, length in zip(tokenizers, lengths):
-            ids = tokenizer(prompt, truncation=False, verbose=False).input_ids
-            if len(ids) > length:
-                cut = tokenizer.decode(ids[length - 1 : -1]).strip()
-                warnings.warn(
-                    f"prompt {prompt!r} is cut at {length} tokens; lost is {cut!r}. Wanted a shorter prompt",
-                    PromptWarning,
-                    stacklevel=3,
-                )
-                warned.add(_without_view(prompt))
-                break  # both tokenizers say the same
+        cut = tokenizer.decode(ids[length - 1 : -1]).strip()
+        warnings.warn(
+            f"prompt {prompt!r} is cut at {length} tokens{others}; lost is {cut!r}. Wanted a shorter prompt", PromptWarning, stacklevel=3
+        )
+        warned.add(_without_view(prompt))
 
 
 def _words(prompt: str) -> list[str]:

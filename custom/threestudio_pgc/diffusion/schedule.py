@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .prior import NoiseLevel
+
 
 def betas(config: dict) -> Tensor:
     """(T,) float64 variances beta_t of the forward process, from `num_train_timesteps`, `beta_start`, `beta_end`, `beta_schedule`.
@@ -40,21 +42,18 @@ def alphas_cumprod(config: dict) -> Tensor:
     return alpha_bar
 
 
-def add_noise(latents: Tensor, noise: Tensor, alphas_cumprod_t: Tensor) -> Tensor:
-    """z_t = sqrt(abar_t) z + sqrt(1 - abar_t) eps; latents, noise (B, C, h, w), alphas_cumprod_t (B, 1, 1, 1)."""
-    return alphas_cumprod_t.sqrt() * latents + (1 - alphas_cumprod_t).sqrt() * noise
+def noise_from_output(output: Tensor, z_t: Tensor, level: NoiseLevel, prediction_type: str) -> Tensor:
+    """The noise a network predicts, whatever it was trained to put out; tensors (B, C, h, w).
 
-
-def noise_from_output(output: Tensor, z_t: Tensor, alphas_cumprod_t: Tensor, prediction_type: str) -> Tensor:
-    """The noise a network predicts, whatever it was trained to put out; all (B, C, h, w), alphas_cumprod_t (B, 1, 1, 1).
-
-    epsilon: the output itself. v_prediction (Salimans & Ho 2022): v = sqrt(abar) eps - sqrt(1 - abar) z, hence
-    eps = sqrt(abar) v + sqrt(1 - abar) z_t.
+    epsilon: the output itself. v_prediction (Salimans & Ho 2022): v = alpha eps - sigma z, hence eps = alpha v + sigma z_t.
+    flow (Lipman et al. 2023; Esser et al. 2024): v = eps - z with alpha + sigma = 1, hence eps = z_t + alpha v.
 
     Raises ValueError for another prediction type.
     """
     if prediction_type == "epsilon":
         return output
     if prediction_type == "v_prediction":
-        return alphas_cumprod_t.sqrt() * output + (1 - alphas_cumprod_t).sqrt() * z_t
-    raise ValueError(f"prediction_type: found {prediction_type!r}, wanted epsilon or v_prediction")
+        return level.alpha * output + level.sigma * z_t
+    if prediction_type == "flow":
+        return z_t + level.alpha * output
+    raise ValueError(f"prediction_type: found {prediction_type!r}, wanted epsilon, v_prediction or flow")

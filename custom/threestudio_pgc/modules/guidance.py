@@ -1,65 +1,91 @@
-"""Score distillation from SDXL, with the image gradient regulated pixel by pixel."""
+"""Score distillation from a frozen latent prior, with the image gradient regulated pixel by pixel."""
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from ..diffusion.control import depth_control
+from ..diffusion.control import control_kind_of, known_normal_convention, make_control
 from ..diffusion.distillation import distill
+from ..diffusion.flux import FluxPrior
+from ..diffusion.methods import make_method
+from ..diffusion.objectives import CFG_FORMS, WEIGHTINGS, effective_scale
+from ..diffusion.prior import Conditioning
 from ..diffusion.sdxl import SDXLPrior
-from ..diffusion.timesteps import sample_timesteps, timestep_bounds
+from ..diffusion.stable_diffusion import StableDiffusionPrior
+from ..diffusion.stable_diffusion_3 import StableDiffusion3Prior
+from ..diffusion.timesteps import SAMPLINGS, draw_timesteps, timestep_bounds
+from ..diffusion.vae_prior import VAEPrior
 from ..host import BaseObject, C, get_device, info, parse_structured, register, warn
 from ..pixelgrad import RULES, PGCConfig, check_pgc, gradient_statistics, make_threshold, pixel_norm, surrogate_loss
 from ..pixelgrad.linear_map import find_linear_map
 from .randomness import step_generator
 
+WHERE = "system.guidance"
+BUFFERS = {"depth": 1, "opacity": 1, "view_normal": 3}  # what control images are made of, and their channels
+
 # Fields the host's stable-diffusion-guidance has and this one has no use for: accepted at these values, so that swapping
 # `system.guidance_type` alone works, refused at any other.
-_INERT = {
-    "sqrt_anneal": False,
-    "use_img_loss": False,
-    "use_sjc": False,
-    "token_merging": False,
-    "enable_sequential_cpu_offload": False,
-}
+_INERT = {"use_img_loss": False, "use_sjc": False, "token_merging": False, "enable_sequential_cpu_offload": False}
 
 
-@register("pgc-sdxl-guidance")
-class SDXLGuidance(BaseObject):
-    """SDS from SDXL (base 1.0 or any fine-tune of its architecture), optionally with a depth ControlNet, under PGC.
+class DistillationGuidance(BaseObject):
+    """What every guidance of this package does; a subclass names its prior.
 
     Config:
         pretrained_model_name_or_path: hub id, local diffusers folder or `builtin:pocket`.
         vae_name_or_path: another VAE, such as the fp16-fix one; null keeps the model's own.
-        controlnet_name_or_path: a depth ControlNet of the SDXL family; null distils without control.
-        control_scale: strength of the ControlNet's residuals.
+        image_size: side of the picture the VAE sees, pixels; null: as the model was trained. Smaller needs less memory and shows less.
+        controlnet_name_or_path: a ControlNet made for the model, or a list of them; null distils without control.
+        control_kind: "depth" or "normal", or a list, one for each; null guesses it from the name.
+        control_scale: strength of the ControlNet's residuals; a number for all or a list, one for each.
+        normal_convention: how a normal ControlNet wants its colours, see `diffusion.control.NORMAL_CONVENTIONS`; null: as published
+            for the named net, "opengl" where nothing is known of it.
+        objective, objective_options: the distillation method and its own options, see `diffusion.methods.METHODS`.
         guidance_scale, cfg: classifier-free guidance; "authors" is eps_text + s (eps_text - eps_uncond), whose effective scale is s + 1,
-            "diffusers" is eps_uncond + s (eps_text - eps_uncond).
+            "diffusers" is eps_uncond + s (eps_text - eps_uncond). Null for both: what the method was published with.
+        guidance_rescale: phi of Lin et al. 2023, 0 for none.
         weighting_strategy: "sds" (w = sigma_t^2), "uniform" or "fantasia3d".
-        min_step_percent, max_step_percent: t ~ U(min, max), in shares of the training timesteps, per view; numbers or schedules.
+        timestep_sampling: "uniform", t ~ U(min, max) per view; "dreamtime" or "sqrt-anneal", one t that falls as the run goes on.
+        min_step_percent, max_step_percent: the range, in shares of the training timesteps; numbers or schedules.
+        trainer_max_steps: how long the run is, for the falling ones. sqrt_anneal: the host's name for "sqrt-anneal".
         grad_clip: clamp of the latent gradient, per component; null for none.
-        half_precision_weights: fp16 on CUDA; a CPU computes in fp32 either way.
+        dtype: "auto" (fp16 on CUDA, fp32 on a CPU), "fp32", "fp16" or "bf16", for all networks but a VAE that overflows in it.
+        half_precision_weights: false is dtype fp32.
         encoder_checkpointing: trade time for memory in the VAE's backward pass.
         enable_attention_slicing, enable_channels_last_format: as in the host's stable-diffusion-guidance. Memory-efficient attention is
             what torch does anyway, whatever enable_memory_efficient_attention says.
         pgc: see `pixelgrad.PGCConfig`.
     """
 
+    PRIOR: ClassVar[type[VAEPrior]]
+    needs_prompt: ClassVar[bool] = True
+    PRIOR_SCALE: ClassVar[tuple[float, str] | None] = None  # guidance scale and form, where the prior wants another than the method
+
     @dataclass
     class Config(BaseObject.Config):
-        pretrained_model_name_or_path: str = "stabilityai/stable-diffusion-xl-base-1.0"
+        pretrained_model_name_or_path: str = ""
         vae_name_or_path: Any = None
+        image_size: Any = None
         controlnet_name_or_path: Any = None
-        control_scale: float = 1.0
-        guidance_scale: float = 100.0
-        cfg: str = "authors"
+        control_kind: Any = None
+        control_scale: Any = 1.0
+        normal_convention: Any = None
+        objective: str = "sds"
+        objective_options: dict = field(default_factory=dict)
+        guidance_scale: Any = None
+        cfg: Any = None
+        guidance_rescale: float = 0.0
         weighting_strategy: str = "sds"
+        timestep_sampling: str = "uniform"
         min_step_percent: Any = 0.02
         max_step_percent: Any = 0.5
+        sqrt_anneal: bool = False
+        trainer_max_steps: int = 25000
         grad_clip: Any = None
+        dtype: str = "auto"
         half_precision_weights: bool = True
         encoder_checkpointing: bool = False
         view_dependent_prompting: bool = True
@@ -68,10 +94,8 @@ class SDXLGuidance(BaseObject):
         enable_channels_last_format: bool = False
         pgc: PGCConfig = field(default_factory=PGCConfig)
 
-        # See _INERT. The rest steer things SDS does not do.
+        # See _INERT. The rest steer things no method here does.
         enable_sequential_cpu_offload: bool = False
-        sqrt_anneal: bool = False
-        trainer_max_steps: int = 25000
         use_img_loss: bool = False
         use_sjc: bool = False
         var_red: bool = True
@@ -81,29 +105,105 @@ class SDXLGuidance(BaseObject):
 
     cfg: Config
 
+    # ------------------------------------------------------------------------------------------------------- building
+
     def configure(self) -> None:
         self.pgc = parse_structured(PGCConfig, self.cfg.pgc)
         check_pgc(self.pgc)
-        for key, value in _INERT.items():
-            if self.cfg[key] != value:
-                raise ValueError(f"system.guidance.{key}: found {self.cfg[key]!r}, wanted {value!r}: pgc-sdxl-guidance does not do this")
+        self._method = make_method(self.cfg.objective, self.cfg.objective_options)
+        self._check_combination()
+        self._controls = self._read_controls()
         device = get_device()
         info(f"Loading {self.cfg.pretrained_model_name_or_path} ...")
-        self._prior = SDXLPrior.from_pretrained(
+        self._prior = self.PRIOR.from_pretrained(
             self.cfg.pretrained_model_name_or_path,
             vae=self.cfg.vae_name_or_path,
-            controlnet=self.cfg.controlnet_name_or_path,
-            control_scale=self.cfg.control_scale,
-            dtype="auto" if self.cfg.half_precision_weights else "fp32",
+            controlnet=[name for name, _, _ in self._controls] or None,
+            control_scale=_plain(self.cfg.control_scale),
+            dtype=self.cfg.dtype if self.cfg.half_precision_weights else "fp32",
             device=device,
+            image_size=self.cfg.image_size,
             attention="sliced" if self.cfg.enable_attention_slicing else "sdpa",
             channels_last=self.cfg.enable_channels_last_format,
             encoder_checkpointing=self.cfg.encoder_checkpointing,
         )
+        info(self._prior.memory_note())
+        self._scale, self._form = self._guidance()
+        if self._method.guidance_scale is not None:
+            info(f"Guidance scale {self._scale:g} in the {self._form} form: {effective_scale(self._scale, self._form):g} in effect")
+        self._method.prepare(self._prior)
         self._encode = self._pullback_encoder()
         self._adaptive = make_threshold(self.pgc)
         self._step, self._epoch = 0, 0
         self._last_raw: Tensor | None = None
+        self._last_controls: list[Tensor] = []
+
+    def _check_combination(self) -> None:
+        """Refuse what cannot mean anything, before a model is loaded."""
+        config, method, name = self.cfg, self._method, self.cfg.objective
+        for key, value in _INERT.items():
+            if config[key] != value:
+                _refuse(key, config[key], f"{value!r}: this guidance does not do this")
+        if config.cfg not in (None, *CFG_FORMS):
+            _refuse("cfg", config.cfg, f"null or one of {', '.join(CFG_FORMS)}")
+        if config.weighting_strategy not in WEIGHTINGS:
+            _refuse("weighting_strategy", config.weighting_strategy, f"one of {', '.join(WEIGHTINGS)}")
+        if config.timestep_sampling not in SAMPLINGS:
+            _refuse("timestep_sampling", config.timestep_sampling, f"one of {', '.join(SAMPLINGS)}")
+        if config.sqrt_anneal and config.timestep_sampling != "uniform":
+            _refuse("sqrt_anneal", True, f"false, because timestep_sampling is {config.timestep_sampling!r}")
+        if not 0 <= config.guidance_rescale <= 1:
+            _refuse("guidance_rescale", config.guidance_rescale, "a number from 0 to 1")
+        if method.guidance_scale is None:
+            for key in ("guidance_scale", "cfg"):
+                if config[key] is not None:
+                    _refuse(key, config[key], f"null: {name} takes the two predictions' difference itself and has no guidance scale")
+        if config.guidance_rescale and (method.guidance_scale is None or not method.perpendicular):
+            _refuse("guidance_rescale", config.guidance_rescale, f"0: {name} does not form a guided prediction that could be rescaled")
+        if config.cfg is not None and method.guidance_scale is not None and not method.perpendicular:
+            _refuse("cfg", config.cfg, f"null: {name} has its own form of guidance")
+        if config.guidance_scale is not None and not isinstance(config.guidance_scale, (int, float)):
+            _refuse("guidance_scale", config.guidance_scale, "a number or null")
+        if self.pgc.pullback == "none" and name == "bgt":
+            _refuse("objective", name, "another: bgt compares images, and with pgc.pullback none there is none")
+
+    def _read_controls(self) -> list[tuple[str, str, str]]:
+        """(name, kind, normal convention) of each ControlNet."""
+        names = _as_list(self.cfg.controlnet_name_or_path)
+        kinds = _as_list(self.cfg.control_kind) or [None] * len(names)
+        if len(kinds) != len(names):
+            _refuse("control_kind", kinds, f"{len(names)} entries, one for each of controlnet_name_or_path")
+        scale = _plain(self.cfg.control_scale)
+        if isinstance(scale, list) and len(scale) != len(names):
+            _refuse("control_scale", scale, f"a number, or {len(names)} entries, one for each of controlnet_name_or_path")
+        controls = []
+        for name, kind in zip(names, kinds):
+            kind = kind or control_kind_of(name)
+            if kind is None:
+                _refuse("control_kind", None, f"depth or normal: the name {name!r} does not say which it is")
+            convention = self.cfg.normal_convention or known_normal_convention(name)
+            make_control(kind, _empty_buffers(), normal_convention=convention)  # refuses an unknown kind or convention
+            controls.append((name, kind, convention))
+        return controls
+
+    def _guidance(self) -> tuple[float, str]:
+        """Guidance scale and form: the configuration's, else the method's, and none on a checkpoint that has it distilled into it."""
+        config, method = self.cfg, self._method
+        own_scale, own_form = method.guidance_scale, method.cfg
+        if self.PRIOR_SCALE is not None and own_scale is not None:
+            own_scale, own_form = self.PRIOR_SCALE
+        scale = config.guidance_scale if config.guidance_scale is not None else own_scale
+        form = config.cfg or own_form
+        why = self._prior.guidance_distilled
+        if why is None or (scale is not None and effective_scale(scale, form) == 1 and not method.needs_difference):
+            return scale or 0.0, form
+        reason = f"{config.pretrained_model_name_or_path} is distilled, {why}: without a prompt it predicts nothing of use"
+        if method.needs_difference:
+            _refuse("objective", config.objective, f"sds, ism, sdi, bgt or vsd. {reason}, and {config.objective} lives on that prediction")
+        if config.guidance_scale is not None:
+            _refuse("guidance_scale", config.guidance_scale, f"{0.0 if form == 'authors' else 1.0} in the {form} form, or null. {reason}")
+        warn(f"{reason}; classifier-free guidance is off")
+        return 0.0, "authors"
 
     def _pullback_encoder(self):
         """The map whose transpose brings the latent gradient to the image."""
@@ -112,10 +212,12 @@ class SDXLGuidance(BaseObject):
         linear = find_linear_map(self.pgc.linear_map)
         if len(linear.bias) != self._prior.latent_channels:
             raise ValueError(
-                f"system.guidance.pgc.linear_map: found a map to {len(linear.bias)} latent channels, "
+                f"{WHERE}.pgc.linear_map: found a map to {len(linear.bias)} latent channels, "
                 f"wanted {self._prior.latent_channels} for {self.cfg.pretrained_model_name_or_path}"
             )
         return partial(linear.encode, latent_size=self._prior.latent_size)
+
+    # -------------------------------------------------------------------------------------------------------- the run
 
     def update_step(self, epoch: int, global_step: int, on_load_weights: bool = False) -> None:
         self._epoch, self._step = epoch, global_step
@@ -124,16 +226,24 @@ class SDXLGuidance(BaseObject):
         return C(value, self._epoch, self._step)
 
     def run_state(self) -> dict[str, Any]:
-        """What a checkpoint of the run must hold beside the parameters: the running quantile of an adaptive threshold."""
-        return {} if self._adaptive is None else {"threshold": self._adaptive.state_dict()}
+        """What a checkpoint of the run must hold beside the parameters: an adaptive threshold's running quantile, a method's adapter."""
+        state: dict[str, Any] = {} if self._adaptive is None else {"threshold": self._adaptive.state_dict()}
+        method = self._method.state_dict()
+        return state | ({"method": method} if method else {})
 
     def load_run_state(self, state: dict[str, Any]) -> None:
         if self._adaptive is not None and "threshold" in state:
             self._adaptive.load_state_dict(state["threshold"])
+        if "method" in state:
+            self._method.load_state_dict(state["method"])
 
     def last_norms(self) -> Tensor | None:
         """(B, H, W) norms of the last step's raw image gradient, for a picture; None before the first step."""
         return None if self._last_raw is None else pixel_norm(self._last_raw, norm=self.pgc.norm)
+
+    def last_controls(self) -> list[Tensor]:
+        """The last step's control images, (B, H, W, 3) each, one per ControlNet, for a picture."""
+        return self._last_controls
 
     def __call__(
         self,
@@ -144,8 +254,6 @@ class SDXLGuidance(BaseObject):
         camera_distances: Tensor,
         rgb_as_latents: bool = False,
         guidance_eval: bool = False,
-        depth: Tensor | None = None,
-        opacity: Tensor | None = None,
         **kwargs,
     ) -> dict[str, Any]:
         """Distillation loss of a batch of rendered views.
@@ -154,25 +262,45 @@ class SDXLGuidance(BaseObject):
             rgb: (B, H, W, 3) in [0, 1], or (B, h, w, C) latents with `rgb_as_latents`.
             prompt_utils: what the prompt processor returned.
             elevation, azimuth: (B,) degrees. camera_distances: (B,).
-            depth, opacity: (B, H, W, 1) from the renderer, needed with a ControlNet.
+            kwargs: the rest of the batch and of what was rendered. With a ControlNet depth, opacity (B, H, W, 1) and, for normals,
+                view_normal (B, H, W, 3); c2w (B, 4, 4) tells vsd's adapter the camera.
 
         Returns:
             "loss_sds", a scalar whose gradient at `rgb` is the regulated per-view gradient divided by B, and numbers for the logs:
             "grad_norm", "min_step", "max_step", "threshold", "share_clipped", "nonfinite_pixels", "norm_p50", "norm_p99", "norm_max",
-            "all_nonfinite" (1.0 when no pixel of the step was usable).
+            "all_nonfinite" (1.0 when no pixel of the step was usable), and what the method says of its own.
         """
-        batch = len(rgb)
-        latent_image = rgb_as_latents or self.pgc.pullback == "none"
-        control = None
-        if self.cfg.controlnet_name_or_path is not None:
-            if depth is None or opacity is None:
-                raise ValueError("system.guidance.controlnet_name_or_path: a depth ControlNet needs depth and opacity from the renderer")
-            control = depth_control(depth, opacity)
+        if self._method.separate_negative and not prompt_utils.negative_prompt.strip():
+            raise ValueError(
+                f"system.prompt_processor.negative_prompt: found nothing, wanted what bad pictures look like: {self.cfg.objective} needs it"
+            )
+        conditioning = prompt_utils.conditioning(
+            elevation,
+            azimuth,
+            camera_distances,
+            self.cfg.view_dependent_prompting,
+            separate_negative=self._method.separate_negative,
+        )
+        if conditioning.negative_weights is not None and not self._method.perpendicular:
+            raise ValueError(
+                f"system.prompt_processor.use_perp_neg: found true, wanted false: {self.cfg.objective} forms no guided prediction"
+            )
+        return self._distil(rgb, conditioning, rgb_as_latents, kwargs)
 
+    def _distil(self, rgb: Tensor, conditioning: Conditioning, rgb_as_latents: bool, rendered: dict[str, Any]) -> dict[str, Any]:
+        batch, device = len(rgb), rgb.device
+        buffers = {name: rendered.get(name) for name in BUFFERS}
+        self._last_controls = [make_control(kind, buffers, normal_convention=style) for _, kind, style in self._controls]
+        last = self._prior.num_train_timesteps
         t_range = (self._now(self.cfg.min_step_percent), self._now(self.cfg.max_step_percent))
-        device = rgb.device
-        timesteps = sample_timesteps(
-            batch, t_range, self._prior.num_train_timesteps, generator=step_generator("timesteps", self._step), device=device
+        timesteps = draw_timesteps(
+            "sqrt-anneal" if self.cfg.sqrt_anneal else self.cfg.timestep_sampling,
+            batch,
+            t_range,
+            last,
+            progress=min(1.0, self._step / self.cfg.trainer_max_steps),
+            generator=step_generator("timesteps", self._step),
+            device=device,
         )
         size = self._prior.latent_size
         noise = torch.randn(
@@ -180,26 +308,30 @@ class SDXLGuidance(BaseObject):
             generator=step_generator("noise", self._step, device),
             device=device,
         )
-        low, high = timestep_bounds(t_range, self._prior.num_train_timesteps)
         step = distill(
             rgb.float(),
             self._prior,
-            prompt_utils.conditioning(elevation, azimuth, camera_distances, self.cfg.view_dependent_prompting).to(device),
+            conditioning.to(device),
             timesteps=timesteps,
             noise=noise,
             rule=RULES[self.pgc.rule if self.pgc.enabled else "none"],
             threshold=self._adaptive or float(self._now(self.pgc.threshold)),
             norm=self.pgc.norm,
-            guidance_scale=self.cfg.guidance_scale,
-            cfg=self.cfg.cfg,
+            method=self._method,
+            guidance_scale=self._scale,
+            cfg=self._form,
+            rescale=self.cfg.guidance_rescale,
             weighting=self.cfg.weighting_strategy,
-            control=control,
+            control=self._last_controls or None,
+            camera=rendered.get("c2w"),
+            generator=step_generator("method", self._step),
             latent_clip=None if self.cfg.grad_clip is None else self._now(self.cfg.grad_clip),
             encode=self._encode,
-            image_is_latent=latent_image,
+            image_is_latent=rgb_as_latents or self.pgc.pullback == "none",
             views_per_pullback=self.pgc.views_per_pullback,
         )
         self._last_raw = step.raw
+        low, high = timestep_bounds(t_range, last)
         statistics = gradient_statistics(step.raw, step.threshold, norm=self.pgc.norm)
         unusable = statistics["nonfinite"] == step.raw[..., 0].numel() or not bool(torch.isfinite(step.latent_gradient).any())
         if statistics["nonfinite"]:
@@ -216,4 +348,75 @@ class SDXLGuidance(BaseObject):
             "norm_p99": statistics["norm_p99"],
             "norm_max": statistics["norm_max"],
             "all_nonfinite": float(unusable),
+            **step.numbers,
         }
+
+
+def _refuse(key: str, found: Any, wanted: str) -> None:
+    raise ValueError(f"{WHERE}.{key}: found {found!r}, wanted {wanted}")
+
+
+def _plain(value: Any) -> Any:
+    """A list of the configuration library as a list."""
+    return value if value is None or isinstance(value, (str, int, float)) else list(value)
+
+
+def _as_list(value: Any) -> list:
+    value = _plain(value)
+    return [] if value is None else value if isinstance(value, list) else [value]
+
+
+def _empty_buffers() -> dict[str, Tensor]:
+    return {name: torch.zeros(0, 1, 1, channels) for name, channels in BUFFERS.items()}
+
+
+@register("pgc-sdxl-guidance")
+class SDXLGuidance(DistillationGuidance):
+    """SDXL: base 1.0 or any fine-tune of its architecture. Config: see `DistillationGuidance`."""
+
+    PRIOR = SDXLPrior
+
+    @dataclass
+    class Config(DistillationGuidance.Config):
+        pretrained_model_name_or_path: str = "stabilityai/stable-diffusion-xl-base-1.0"
+
+    cfg: Config
+
+
+@register("pgc-stable-diffusion-guidance")
+class StableDiffusionGuidance(DistillationGuidance):
+    """Stable Diffusion 1.x and 2.x, predicting noise or velocity. Config: see `DistillationGuidance`."""
+
+    PRIOR = StableDiffusionPrior
+
+    @dataclass
+    class Config(DistillationGuidance.Config):
+        pretrained_model_name_or_path: str = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+
+    cfg: Config
+
+
+@register("pgc-sd3-guidance")
+class StableDiffusion3Guidance(DistillationGuidance):
+    """Stable Diffusion 3 and 3.5, flow matching. Config: see `DistillationGuidance`; it takes no ControlNets."""
+
+    PRIOR = StableDiffusion3Prior
+
+    @dataclass
+    class Config(DistillationGuidance.Config):
+        pretrained_model_name_or_path: str = "stabilityai/stable-diffusion-3-medium-diffusers"
+
+    cfg: Config
+
+
+@register("pgc-flux-guidance")
+class FluxGuidance(DistillationGuidance):
+    """FLUX.1-dev and its fine-tunes, flow matching. Config: see `DistillationGuidance`; it takes no ControlNets."""
+
+    PRIOR = FluxPrior
+
+    @dataclass
+    class Config(DistillationGuidance.Config):
+        pretrained_model_name_or_path: str = "black-forest-labs/FLUX.1-dev"
+
+    cfg: Config

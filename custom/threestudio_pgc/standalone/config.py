@@ -15,7 +15,7 @@ from datetime import datetime
 from typing import Any
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from .misc import get_rank
@@ -200,6 +200,10 @@ def fill(schema: type, config: Any, path: str) -> DictConfig:
     except OmegaConfBaseException as error:
         full = ".".join(part for part in (path, error.full_key) if part)
         raise ConfigError(f"{full}: {_first_line(error)}") from error
+    except TypeError as error:  # OmegaConf's own word for a list where a mapping stands, without the key
+        wrong = [key for key, kind in _hints(schema).items() if kind is dict and isinstance(config.get(key), ListConfig)]
+        full = ".".join(part for part in (path, *wrong[:1]) if part)
+        raise ConfigError(f"{full}: wanted keys and values ({_first_line(error)})") from error
 
 
 def _plain(config: Any) -> Any:
