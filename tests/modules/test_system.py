@@ -24,7 +24,7 @@ def test_training_leaves_what_the_host_would(trained):
     assert checkpoint(trained).is_file()
     assert (run / "configs" / "parsed.yaml").is_file()
     saved = {path.name for path in (run / "save").iterdir()}
-    assert {"it2-0.png", "it4-0.png", "it2-gradient.png", "it4-test.mp4", "it4-test-sheet.png"} <= saved
+    assert {"it2-0.png", "it4-0.png", "it2-gradient.png", "it4-control.png", "it4-test.mp4", "it4-test-sheet.png"} <= saved
 
 
 def test_training_logs_what_the_rule_did(trained):
@@ -72,6 +72,23 @@ def test_an_adaptive_threshold_survives_a_resume(launch, tmp_path):
     assert launch("test", parts, adaptive, f"resume={checkpoint(parts)}") == 0  # evaluation has no guidance to give it to
 
 
+def test_an_adapter_survives_a_resume_bit_for_bit(launch, tmp_path):
+    """VSD's adapter and its optimiser are in the checkpoint, and the resumed run ends with the uninterrupted one's."""
+    vsd = ("system.guidance.objective=vsd", "system.guidance.guidance_scale=7.5", "system.guidance.cfg=diffusers")
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert launch("train", whole, *vsd) == 0
+    assert launch("train", parts, *vsd, "trainer.max_steps=2") == 0
+    half = torch.load(checkpoint(parts), weights_only=True)["pgc_guidance"]["method"]["adapter"]
+    assert launch("train", parts, *vsd, f"resume={checkpoint(parts)}") == 0
+    one, other = (torch.load(checkpoint(folder), weights_only=True) for folder in (whole, parts))
+    adapters = [state["pgc_guidance"]["method"]["adapter"] for state in (one, other)]
+    assert any(value.any() for name, value in adapters[0].items() if name.startswith("up."))
+    assert all(torch.equal(value, adapters[1][name]) for name, value in adapters[0].items())
+    assert any(not torch.equal(value, half[name]) for name, value in adapters[0].items())
+    assert all(torch.equal(value, other["state_dict"][key]) for key, value in one["state_dict"].items())
+    assert not any("adapter" in key or "lora" in key for key in one["state_dict"]), "it is the guidance's, not the object's"
+
+
 def test_export_and_test_from_a_checkpoint(trained, launch):
     assert launch("export", trained, f"resume={checkpoint(trained)}") == 0
     (folder,) = (trained / "n" / "t" / "save").glob("*export*")
@@ -102,6 +119,12 @@ def test_pgc_off_is_one_override_and_changes_the_result(trained, launch, tmp_pat
         ("system.exporter.texture_size=7", ["system.exporter.texture_size"]),
         ("system.guidance_type=pgc-sdxl-guidence", ["pgc-sdxl-guidence", "pgc-sdxl-guidance"]),
         ("data.batch_size=0", ["data.batch_size"]),
+        ("system.guidance.objective=csdd", ["system.guidance.objective", "csdd", "did you mean 'csd'"]),
+        ("system.guidance.objective=csd", ["system.guidance.guidance_scale", "30.0", "null"]),
+        ("system.guidance.dtype=fp16", ["fp16 on a CPU is refused"]),
+        ("system.guidance.control_scale=[1.0, 0.5]", ["control_scale", "one for each"]),
+        ("system.guidance.control_kind=[depth, normal]", ["control_kind", "one for each"]),
+        ("system.loss.lambda_reference_mask=1.0", ["lambda_reference_mask", "fixed shape"]),
     ],
 )
 def test_bad_input_is_told_by_name_and_trains_nothing(launch, tmp_path, capsys, override, told):
@@ -110,6 +133,22 @@ def test_bad_input_is_told_by_name_and_trains_nothing(launch, tmp_path, capsys, 
     for words in told:
         assert words in captured.out + captured.err
     assert not checkpoint(tmp_path).exists()
+
+
+def test_a_guidance_that_takes_a_prompt_is_not_built_without_one(tiny_sdxl, tmp_path, capsys):
+    from pathlib import Path
+
+    from omegaconf import OmegaConf
+
+    import threestudio_pgc.modules  # noqa: F401  registers the parts once
+    from threestudio_pgc.standalone.launcher import main
+
+    config = OmegaConf.load(Path(__file__).resolve().parents[2] / "configs" / "fantasia3d-pocket-pgc.yaml")
+    del config.system.prompt_processor_type, config.system.prompt_processor
+    config.tag, config.exp_root_dir = "t", str(tmp_path)
+    OmegaConf.save(config, tmp_path / "c.yaml")
+    assert main(["--config", str(tmp_path / "c.yaml"), "--train", "--gpu", "none"]) != 0
+    assert "system.prompt_processor_type: found nothing, wanted 'pgc-prompt-processor'" in capsys.readouterr().err
 
 
 def test_a_step_without_one_finite_gradient_is_skipped_and_said(launch, tmp_path, monkeypatch, capsys):

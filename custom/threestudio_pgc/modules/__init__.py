@@ -9,5 +9,8 @@ from . import (  # noqa: F401
     material,
     prompt_processor,
     renderer,
+    single_image_data,
     system,
+    wrapped_guidance,
+    zero123_guidance,
 )

@@ -82,7 +82,7 @@ class RandomCameraDataModule(pl.LightningDataModule):
 
     def __init__(self, cfg: Any = None):
         super().__init__()
-        self.cfg = parse_structured(RandomCameraConfig, cfg)
+        self.cfg = parse_structured(self.Config, cfg)  # a subclass has more fields
         self.ranges = CameraRanges(
             focal=tuple(self.cfg.focal_range),
             distance=tuple(self.cfg.camera_distance_range),
