@@ -27,6 +27,13 @@ MAY_DIFFER = {
 }
 
 
+SIZES = {"data.batch_size", "data.height", "data.width", "data.eval_height", "data.eval_width"}
+MODEL = ("pretrained_model_name_or_path", "vae_name_or_path", "controlnet_name_or_path")
+CONTROL = ("controlnet_name_or_path", "control_kind", "control_scale", "normal_convention")
+VSD = ("objective", "objective_options.lora_rank", "objective_options.lora_lr")
+ADAPTIVE = ("pgc.threshold", "pgc.threshold.quantile")
+
+
 def flat(config, prefix=""):
     result = {}
     for key, value in config.items():
@@ -61,6 +68,32 @@ def test_the_papers_numbers_stand():
     assert config["system.guidance.pgc.threshold"] == 0.1
 
 
+# Of every other experiment: what it is about, so that a comparison of two of them compares that and nothing else.
+ABOUT = {
+    "fantasia3d-sdxl": {"system.guidance.pgc.enabled"},
+    "fantasia3d-sdxl-pgc-normal": {f"system.guidance.{key}" for key in CONTROL},
+    "fantasia3d-sdxl-pgc-vsd": {"data.batch_size", *(f"system.guidance.{key}" for key in ("guidance_scale", "cfg", *VSD))},
+    "fantasia3d-sdxl-pgc-csd": {f"system.guidance.{key}" for key in ("objective", "guidance_scale", "cfg", *ADAPTIVE)},
+    "sd3-pgc": {"system.guidance_type", *(f"system.guidance.{key}" for key in MODEL)},
+    "fantasia3d-sd15-depth-pgc": {"system.guidance_type", "trainer.max_steps", *SIZES, *(f"system.guidance.{key}" for key in MODEL)},
+}
+
+
+@pytest.mark.parametrize("name", ABOUT)
+def test_an_experiment_differs_from_the_papers_in_what_it_is_about(name):
+    sdxl, other = read("fantasia3d-sdxl-pgc"), read(name)
+    differs = {key for key in sdxl.keys() | other.keys() if key != "name" and sdxl.get(key, KeyError) != other.get(key, KeyError)}
+    assert differs == ABOUT[name]
+
+
+def test_the_baseline_and_its_variants_differ_in_clipping_and_control():
+    clipped = read("fantasia3d-sd15-depth-pgc")
+    baseline, held = read("fantasia3d-sd15-depth"), read("fantasia3d-sd15-depth-normal-pgc")
+    assert {key for key in clipped if clipped[key] != baseline[key]} == {"name", "system.guidance.pgc.enabled"}
+    assert {key for key in held if held[key] != clipped.get(key, KeyError)} == {"name", *(f"system.guidance.{key}" for key in CONTROL)}
+    assert (baseline["system.guidance.guidance_scale"], baseline["data.batch_size"], baseline["data.height"]) == (100.0, 4, 512)
+
+
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_key_is_known(path):
     """Each block of each config is taken by the class it is for."""
@@ -69,8 +102,11 @@ def test_every_key_is_known(path):
     from threestudio_pgc.pixelgrad import PGCConfig, check_pgc
     from threestudio_pgc.standalone.config import load_config
 
-    config = load_config(path, cli_args=["system.prompt_processor.prompt=a vase", "use_timestamp=false", "exp_root_dir=unused"])
+    mandatory = {"system.prompt_processor.prompt": "a vase", "data.image_path": "a.png"}
+    missing = [f"{key}={value}" for key, value in mandatory.items() if read(path.stem).get(key) == "???"]
+    config = load_config(path, cli_args=[*missing, "use_timestamp=false", "exp_root_dir=unused"])
     system = parse_structured(find(config.system_type).Config, config.system)
-    for part in ("geometry", "material", "background", "renderer", "prompt_processor", "guidance", "exporter"):
+    parts = ["geometry", "material", "background", "renderer", "guidance", "exporter"]
+    for part in parts + (["prompt_processor"] if system.prompt_processor_type else []):
         parse_structured(find(system[f"{part}_type"]).Config, system[part])
     check_pgc(parse_structured(PGCConfig, system.guidance.pgc))
