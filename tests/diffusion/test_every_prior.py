@@ -6,7 +6,7 @@ import torch
 from tests.diffusion.tiny import random_conditioning
 from threestudio_pgc.diffusion.distillation import distill
 from threestudio_pgc.diffusion.families import PRIORS, load_prior
-from threestudio_pgc.diffusion.methods import METHODS, make_method
+from threestudio_pgc.diffusion.methods import METHODS, Views, make_method
 from threestudio_pgc.diffusion.prior import FAMILIES, Conditioning, LatentPrior
 from threestudio_pgc.pixelgrad import clip_norm, none, pixel_norm
 
@@ -69,6 +69,15 @@ def test_noise_and_clean_latents_come_back_from_the_noisy_ones(kind, make):
     assert (level.sigma[1] > level.sigma[3]).all() and (level.sigma[3] > level.sigma[2]).all() and (level.sigma[2] > level.sigma[0]).all()
     flow = kind in ("sd3", "flux")
     torch.testing.assert_close(level.alpha + level.sigma if flow else level.alpha**2 + level.sigma**2, torch.ones_like(level.alpha))
+
+
+def test_the_unconditional_prediction_alone_is_the_same(kind, make):
+    prior = make().to(dtype=torch.float64)
+    image, given, options = step(kind, prior, batch=2)
+    views = Views(prior, image, prior.encode(image), options["noise"], T[:2], given, options["control"])
+    alone, both = views.predict_unconditional(views.noisy(), T[:2]), views.predict(views.noisy(), T[:2])
+    torch.testing.assert_close(alone, both.uncond, rtol=1e-9, atol=1e-10)
+    assert not torch.allclose(alone, both.cond)
 
 
 def test_the_raw_gradient_is_end_to_end_autograd_of_the_plain_formula(kind, make):
