@@ -99,6 +99,20 @@ def test_every_rule_with_every_pullback(build, prompts, pullback, rule):
     assert torch.isfinite(image.grad).all() and image.grad.abs().max() > 0
 
 
+def test_a_picture_is_not_taken_for_latents(build, prompts):
+    rgb, rest = batch()
+    with pytest.raises(ValueError, match=r"pgc.pullback none: found an image of shape \(2, 32, 32, 3\), wanted latents \(2, 8, 8, 4\)"):
+        build(pgc={"pullback": "none"})(rgb, *prompts(), **rest)
+    with pytest.raises(ValueError, match="rgb_as_latents: found an image"):
+        build()(rgb, *prompts(), **rest, rgb_as_latents=True)
+
+
+@pytest.mark.parametrize("family", ["sd", "sd3", "zero123", "flux"])
+def test_the_papers_linear_map_is_sdxls_alone(build, family):
+    with pytest.raises(ValueError, match="pgc.linear_map: found None, wanted a file.*of SDXL's VAE"):
+        build(family, pgc={"pullback": "linear"})
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [

@@ -209,6 +209,8 @@ class DistillationGuidance(BaseObject):
         """The map whose transpose brings the latent gradient to the image."""
         if self.pgc.pullback != "linear":
             return self._prior.encode
+        if self.pgc.linear_map in (None, "paper") and self.PRIOR.FAMILY != "sdxl":
+            _refuse("pgc.linear_map", self.pgc.linear_map, "a file of `gradient_lab.py fit-linear`: the paper's map is of SDXL's VAE")
         linear = find_linear_map(self.pgc.linear_map)
         if len(linear.bias) != self._prior.latent_channels:
             raise ValueError(
@@ -302,9 +304,13 @@ class DistillationGuidance(BaseObject):
             generator=step_generator("timesteps", self._step),
             device=device,
         )
-        size = self._prior.latent_size
+        size, channels = self._prior.latent_size, self._prior.latent_channels
+        image_is_latent = rgb_as_latents or self.pgc.pullback == "none"
+        if image_is_latent and rgb.shape != (batch, size, size, channels):
+            why = "rgb_as_latents" if rgb_as_latents else "system.guidance.pgc.pullback none"
+            raise ValueError(f"{why}: found an image of shape {tuple(rgb.shape)}, wanted latents ({batch}, {size}, {size}, {channels})")
         noise = torch.randn(
-            (batch, self._prior.latent_channels, size, size),
+            (batch, channels, size, size),
             generator=step_generator("noise", self._step, device),
             device=device,
         )
@@ -327,7 +333,7 @@ class DistillationGuidance(BaseObject):
             generator=step_generator("method", self._step),
             latent_clip=None if self.cfg.grad_clip is None else self._now(self.cfg.grad_clip),
             encode=self._encode,
-            image_is_latent=rgb_as_latents or self.pgc.pullback == "none",
+            image_is_latent=image_is_latent,
             views_per_pullback=self.pgc.views_per_pullback,
         )
         self._last_raw = step.raw
