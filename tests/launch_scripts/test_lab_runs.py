@@ -110,6 +110,48 @@ def test_state_and_picture_are_saved_now_and_then(tmp_path, monkeypatch):
     assert pictures == [-1.0, -2.0, -3.0] and torch.load(tmp_path / STATE, weights_only=True)["done"] == 3
 
 
+class Counter:
+    """Something stateful beside the parameters."""
+
+    def __init__(self):
+        self.count = 0
+
+    def state_dict(self):
+        return {"count": self.count}
+
+    def load_state_dict(self, state):
+        self.count = state["count"]
+
+
+def test_what_else_is_stateful_comes_back_and_a_state_without_it_is_not_used(tmp_path):
+    def count(stop_after, name="counter"):
+        target, counter, done = torch.nn.Parameter(torch.zeros(1)), Counter(), []
+
+        def step(i):
+            done.append(i)
+            counter.count += 1
+            target.grad = torch.ones(1)
+
+        optimise(
+            step,
+            steps=6,
+            parameters=[target],
+            optimizer=torch.optim.SGD([target], lr=1.0),
+            checkpoint=tmp_path / STATE,
+            monitor=Monitor(stopped=lambda: len(done) >= stop_after),
+            stateful={name: counter},
+        )
+        return float(target.detach()), counter.count, done
+
+    with pytest.raises(Interrupted):
+        count(stop_after=4)
+    assert count(stop_after=9) == (-6.0, 6, [4, 5])
+    assert count(stop_after=9, name="another") == (-6.0, 6, [0, 1, 2, 3, 4, 5])
+    state = torch.load(tmp_path / STATE, weights_only=True)
+    torch.save(state | {"stateful": None}, tmp_path / STATE)  # as the first version wrote it
+    assert count(stop_after=9) == (-6.0, 6, [0, 1, 2, 3, 4, 5])
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_ctrl_c_stops_after_the_step_and_the_same_call_goes_on(tmp_path, workers):
     script = tmp_path / "slow.py"

@@ -224,6 +224,8 @@ def test_a_distilled_checkpoint_gets_no_guidance(turbo, prompts, caplog):
         ({"guidance_scale": 100.0}, "guidance_scale: found 100.0, wanted 0.0 in the authors form, or null.*is distilled"),
         ({"guidance_scale": 7.5, "cfg": "diffusers"}, "wanted 1.0 in the diffusers form"),
         ({"objective": "csd"}, "objective: found 'csd'.*csd lives on that prediction"),
+        ({"objective": "ism"}, "objective: found 'ism', wanted sds, bgt or vsd"),
+        ({"objective": "sdi"}, "sdi lives on that prediction"),
     ],
 )
 def test_guidance_on_a_distilled_checkpoint_is_refused_with_the_reason(turbo, config, message):

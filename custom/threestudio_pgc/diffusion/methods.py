@@ -88,14 +88,15 @@ class Method:
     """`guidance_scale`, `cfg`: what is used where the configuration leaves them null; a scale of None: the method has no such scale.
 
     separate_negative: the unconditional prediction is the empty prompt's, and the negative prompt is predicted on its own.
-    perpendicular: perpendicular negatives can be used. needs_difference: useless where guidance is distilled into the model.
+    perpendicular: perpendicular negatives can be used. needs_unconditional: lives on the unconditional prediction, which a checkpoint with
+    guidance distilled into it does not know.
     """
 
     guidance_scale: ClassVar[float | None] = 100.0
     cfg: ClassVar[str] = "authors"
     separate_negative: ClassVar[bool] = False
     perpendicular: ClassVar[bool] = True
-    needs_difference: ClassVar[bool] = False
+    needs_unconditional: ClassVar[bool] = False
 
     def prepare(self, prior: LatentPrior) -> None:
         """Build what the method trains beside the 3D model."""
@@ -140,7 +141,7 @@ class CSD(Method):
     negative_scale: float = 0.0
 
     guidance_scale = None
-    perpendicular, needs_difference = False, True
+    perpendicular, needs_unconditional = False, True
 
     @property
     def separate_negative(self) -> bool:
@@ -161,7 +162,7 @@ class NFSD(Method):
     boundary: float = 0.2
 
     guidance_scale, cfg = 7.5, "diffusers"
-    separate_negative, perpendicular, needs_difference = True, False, True
+    separate_negative, perpendicular, needs_unconditional = True, False, True
 
     def __call__(self, views: Views) -> Residual:
         prediction = views.predict(views.noisy(), views.timesteps)
@@ -179,7 +180,7 @@ class SSD(Method):
     boundary: float = 0.1
 
     guidance_scale = None
-    perpendicular, needs_difference = False, True
+    perpendicular, needs_unconditional = False, True
 
     def __call__(self, views: Views) -> Residual:
         prediction = views.predict(views.noisy(), views.timesteps)
@@ -199,6 +200,7 @@ class ISM(Method):
     inversion_steps: int = 4
 
     guidance_scale, cfg = 7.5, "diffusers"
+    needs_unconditional = True
 
     def __call__(self, views: Views) -> Residual:
         interval = max(1, round(self.interval * views.prior.num_train_timesteps))
@@ -223,6 +225,7 @@ class SDI(Method):
     inversion_guidance_scale: float = -7.5
 
     guidance_scale, cfg = 7.5, "diffusers"
+    needs_unconditional = True
 
     def __call__(self, views: Views) -> Residual:
         def predict(z_t: Tensor, t: Tensor) -> Tensor:

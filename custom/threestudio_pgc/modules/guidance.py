@@ -195,11 +195,11 @@ class DistillationGuidance(BaseObject):
         scale = config.guidance_scale if config.guidance_scale is not None else own_scale
         form = config.cfg or own_form
         why = self._prior.guidance_distilled
-        if why is None or (scale is not None and effective_scale(scale, form) == 1 and not method.needs_difference):
+        if why is None or (scale is not None and effective_scale(scale, form) == 1 and not method.needs_unconditional):
             return scale or 0.0, form
         reason = f"{config.pretrained_model_name_or_path} is distilled, {why}: without a prompt it predicts nothing of use"
-        if method.needs_difference:
-            _refuse("objective", config.objective, f"sds, ism, sdi, bgt or vsd. {reason}, and {config.objective} lives on that prediction")
+        if method.needs_unconditional:
+            _refuse("objective", config.objective, f"sds, bgt or vsd. {reason}, and {config.objective} lives on that prediction")
         if config.guidance_scale is not None:
             _refuse("guidance_scale", config.guidance_scale, f"{0.0 if form == 'authors' else 1.0} in the {form} form, or null. {reason}")
         warn(f"{reason}; classifier-free guidance is off")

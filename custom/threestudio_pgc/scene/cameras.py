@@ -136,9 +136,7 @@ def sample_cameras(
     )
 
 
-def orbit_cameras(
-    count: int, elevation_deg: float = 15.0, distance: float = 2.25, focal: float = 1.0, aspect: float = 1.0
-) -> Cameras:
+def orbit_cameras(count: int, elevation_deg: float = 15.0, distance: float = 2.25, focal: float = 1.0, aspect: float = 1.0) -> Cameras:
     """`count` cameras evenly around the object, the first at azimuth 0."""
     azimuth = torch.arange(count, dtype=torch.float64) * (360.0 / max(count, 1))
     return look_at_cameras(elevation_deg, azimuth, distance, fovy_from_focal(focal), aspect)

@@ -171,9 +171,7 @@ def load_mesh(path: str | Path, *, max_faces: int = MAX_FACES, up: str | None = 
         raise MeshError(f"{name}: all {len(faces)} faces are degenerate (no area); want at least one triangle")
     if not keep.all():
         warnings.warn(f"{name}: left out {(~keep).sum()} of {len(faces)} faces, which have no area", stacklevel=2)
-    mesh = TriangleMesh(
-        torch.from_numpy(stored), torch.from_numpy(np.ascontiguousarray(welded[keep])), frame=frame, source_path=path
-    )
+    mesh = TriangleMesh(torch.from_numpy(stored), torch.from_numpy(np.ascontiguousarray(welded[keep])), frame=frame, source_path=path)
     if uvs is not None:
         uv_used, uv_faces = np.unique(faces[keep], return_inverse=True)
         mesh.uvs = torch.from_numpy(np.ascontiguousarray(uvs[uv_used], np.float32))

@@ -154,9 +154,7 @@ def _missing(container: Any, path: str = "") -> Iterator[str]:
 def _require(missing: Iterable[str]) -> None:
     missing = sorted(missing)
     if missing:
-        raise ConfigError(
-            "; ".join(f"{key}: must be set" for key in missing) + f" (add e.g. {missing[0]}=... to the command)"
-        )
+        raise ConfigError("; ".join(f"{key}: must be set" for key in missing) + f" (add e.g. {missing[0]}=... to the command)")
 
 
 @functools.cache

@@ -241,8 +241,7 @@ def _run(args: argparse.Namespace, overrides: list[str], n_gpus: int) -> int:
 
 def _mentions_weights(system: Any) -> bool:
     return any(
-        key == "weights" and value is not None or (hasattr(value, "items") and _mentions_weights(value))
-        for key, value in system.items()
+        key == "weights" and value is not None or (hasattr(value, "items") and _mentions_weights(value)) for key, value in system.items()
     )
 
 

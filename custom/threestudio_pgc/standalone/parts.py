@@ -1,6 +1,5 @@
 """The kinds of parts a system is put together from, with threestudio's signatures."""
 
-
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -195,5 +194,3 @@ class Exporter(BaseObject):
 
     def __call__(self, *args, **kwargs) -> list[ExporterOutput]:
         raise NotImplementedError
-
-

@@ -29,9 +29,7 @@ def C(value, epoch: int, global_step: int, interpolation: Literal["linear", "exp
     if len(items) == 3:
         items.insert(0, 0)
     if len(items) < 4 or len(items) % 2:
-        raise ValueError(
-            f"a schedule is [v0, v1, end], [start, v0, v1, end] or [s0, v0, v1, s1, v2, s2, ...], found {items}"
-        )
+        raise ValueError(f"a schedule is [v0, v1, end], [start, v0, v1, end] or [s0, v0, v1, s1, v2, s2, ...], found {items}")
     # Pieces as (start, v0, v1, end): the first as written, each further pair (v, s) goes on from the one before.
     start, v0, v1, end = items[:4]
     for next_value, next_end in zip(items[4::2], items[5::2]):
