@@ -3,6 +3,7 @@
     python launch_scripts/gradient_lab.py image      --prompt "a zebra vase"       # Figure 2: routes side by side, a flat picture
     python launch_scripts/gradient_lab.py texture    --prompt "a zebra bunny"      # the same on a mesh; --pairs ten for the judged table
     python launch_scripts/gradient_lab.py thresholds --prompt "a zebra bunny"      # Figure 7: PGC-N by threshold
+    python launch_scripts/gradient_lab.py objectives --prompt "a zebra bunny"      # SDS, CSD, ISM, VSD ... side by side
     python launch_scripts/gradient_lab.py tails      --prompt "a zebra bunny"      # how pixel gradients are distributed
     python launch_scripts/gradient_lab.py fit-linear                               # Figure 6: the VAE's linear stand-in
 
@@ -20,8 +21,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 ROUTE_HELP = (
-    "all, figure2 (the paper's six), or names: latent, vae, linear, pngd, pgc-v, pgc-n, pgc-n-max, pgc-n-adaptive, global-clip, view-rms"
+    "all, figure2 (the paper's six), or names: latent, vae, linear, pngd, pgc-v, pgc-n, pgc-n-max, pgc-n-adaptive, global-clip, view-rms; "
+    "default: all; in objectives pgc-n-adaptive and vae, since no fixed threshold suits gradients of such different sizes"
 )
+OBJECTIVE_HELP = "sds, csd, nfsd, ssd, ism, sdi, bgt or vsd"
 
 
 def positive(text: str) -> float:
@@ -66,17 +69,24 @@ def build_parser() -> argparse.ArgumentParser:
 
     distil = argparse.ArgumentParser(add_help=False)
     objective = distil.add_argument_group("score distillation")
-    objective.add_argument("--negative-prompt", default="")
-    objective.add_argument("--guidance-scale", type=float, help="default: 100 as in the paper, 30 for the bundled model")
-    objective.add_argument("--cfg", default="authors", choices=("authors", "diffusers"), help="authors: effective scale s + 1")
+    objective.add_argument("--negative-prompt", help="default: none; nfsd needs one, and on the bundled model has one")
+    objective.add_argument(
+        "--guidance-scale", type=float, help="default: the objective's own; for sds and bgt 100 as in the paper, 30 for the bundled model"
+    )
+    objective.add_argument(
+        "--cfg", choices=("authors", "diffusers"), help="authors: effective scale s + 1; default: the objective's own, authors for sds"
+    )
     objective.add_argument("--t-range", type=share, nargs=2, metavar=("LOW", "HIGH"), help="shares of the training timesteps")
     objective.add_argument("--threshold", type=positive, default=0.1, help="c, in units of d(loss)/d(pixel in [0, 1])")
     objective.add_argument("--quantile", type=quantile, default=0.99, help="of the adaptive threshold")
     objective.add_argument("--window", type=count, default=100, help="steps that the adaptive threshold remembers")
 
+    single = argparse.ArgumentParser(add_help=False)
+    single.add_argument("--objective", default="sds", help=OBJECTIVE_HELP)
+
     routes = argparse.ArgumentParser(add_help=False)
     group = routes.add_argument_group("routes")
-    group.add_argument("--routes", nargs="+", default=["all"], help=ROUTE_HELP)
+    group.add_argument("--routes", nargs="+", help=ROUTE_HELP)
     group.add_argument(
         "--linear-map", default="fit", help="of route linear: fit (on generated renders), paper (SDXL's VAE), or a file of fit-linear"
     )
@@ -90,10 +100,10 @@ def build_parser() -> argparse.ArgumentParser:
         "--controlnet", help="depth ControlNet; default: the bundled one for the bundled model, none for others; 'none' for none"
     )
     group.add_argument(
-        "--runs", type=Path, metavar="FOLDER", help="where runs lie; texture and thresholds can share one; default: --output"
+        "--runs", type=Path, metavar="FOLDER", help="where runs lie; texture, thresholds and objectives can share it; default: --output"
     )
     group.add_argument("--seeds", type=count, default=1, help="runs of each kind, with seeds from --seed on")
-    group.add_argument("--steps", type=count, help="default 250 for the bundled model, 1200 for others")
+    group.add_argument("--steps", type=count, help="default 250 for the bundled model (150 in objectives), 1200 for others")
     group.add_argument("--views", type=count, default=4, help="cameras per step")
     group.add_argument("--lr", type=positive, default=0.01, help="of the hash grid; the MLP has a tenth")
     group.add_argument("--preset", help="size of the texture field; default: pocket for the bundled model, reference for others")
@@ -103,7 +113,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True, metavar="SUBCOMMAND")
-    image = commands.add_parser("image", parents=[shared, distil, routes], help="distil a flat picture along each route")
+    image = commands.add_parser("image", parents=[shared, distil, single, routes], help="distil a flat picture along each route")
     image.add_argument("--prompt", required=True)
     image.add_argument("--start", "--from", type=Path, metavar="PICTURE", help="picture to start from; default: grey with a little noise")
     image.add_argument("--steps", type=count, default=500)
@@ -111,11 +121,15 @@ def build_parser() -> argparse.ArgumentParser:
     image.add_argument(
         "--inject", default="none", choices=("none", "latent", "image"), help="put outliers into 0.1 %% of the pixels, where"
     )
-    commands.add_parser("texture", parents=[shared, distil, routes, textured], help="distil the texture of a mesh along each route")
-    thresholds = commands.add_parser("thresholds", parents=[shared, distil, textured], help="PGC-N at several thresholds")
+    commands.add_parser("texture", parents=[shared, distil, single, routes, textured], help="distil the texture of a mesh along each route")
+    objectives = commands.add_parser(
+        "objectives", parents=[shared, distil, routes, textured], help="distil the texture of a mesh by each objective"
+    )
+    objectives.add_argument("--objectives", nargs="+", default=["all"], help=f"all, or names: {OBJECTIVE_HELP}")
+    thresholds = commands.add_parser("thresholds", parents=[shared, distil, single, textured], help="PGC-N at several thresholds")
     thresholds.add_argument("--thresholds", type=positive, nargs="+", default=[0.01, 0.05, 0.1, 0.5, 1.0])
     thresholds.add_argument("--route", default="pgc-n", choices=("pgc-n", "pgc-n-max", "pgc-v", "pngd", "global-clip", "view-rms"))
-    tails = commands.add_parser("tails", parents=[shared, distil], help="distribution of pixel gradient norms")
+    tails = commands.add_parser("tails", parents=[shared, distil, single], help="distribution of pixel gradient norms")
     tails.add_argument("--prompt", default="a zebra bunny")
     tails.add_argument("--mesh", default="builtin:bunny")
     tails.add_argument("--priors", nargs="+", help="several priors, in place of --prior")
@@ -132,11 +146,17 @@ def run(args: argparse.Namespace) -> Path:
     """Check what can be checked before a model is loaded, then do the command; returns its page."""
     from launch_scripts.lab import commands, study
     from launch_scripts.lab.image import read_picture
-    from launch_scripts.lab.routes import parse_routes
+    from launch_scripts.lab.report import check_guidance
+    from launch_scripts.lab.routes import parse_objectives, parse_routes
     from launch_scripts.lab.teacher import POCKET, POCKET_CONTROLNET, ArgumentError, Model
     from launch_scripts.lab.texture import TEN, Pair
 
-    routes = parse_routes(args.routes) if hasattr(args, "routes") else []
+    routes = []
+    if hasattr(args, "routes"):
+        routes = parse_routes(args.routes or (["pgc-n-adaptive", "vae"] if args.command == "objectives" else ["all"]))
+    objectives = parse_objectives(args.objectives) if args.command == "objectives" else []
+    if hasattr(args, "objective"):
+        check_guidance(args)
     pocket = args.prior == POCKET
     if args.device == "auto":
         import torch
@@ -163,7 +183,7 @@ def run(args: argparse.Namespace) -> Path:
             except ValueError as error:
                 raise ArgumentError(f"--start: {error}") from error
         return commands.image_command(args, routes, model)
-    if args.command in ("texture", "thresholds"):
+    if args.command in ("texture", "objectives", "thresholds"):
         if (args.prompt is None) == (args.pairs is None):
             raise ArgumentError("--prompt: wanted it, or --pairs ten, and not both")
         if args.pairs is not None and args.mesh is not None:
@@ -171,10 +191,12 @@ def run(args: argparse.Namespace) -> Path:
         pairs = TEN if args.pairs else (Pair(args.prompt, args.mesh or "builtin:bunny"),)
         for mesh in dict.fromkeys(pair.mesh for pair in pairs):
             check_mesh(mesh)
-        args.steps = args.steps or (250 if pocket else 1200)
+        args.steps = args.steps or ((150 if args.command == "objectives" else 250) if pocket else 1200)
         check_preset(args.preset)
         if args.command == "texture":
             return study.texture_command(args, routes, model, pairs)
+        if args.command == "objectives":
+            return study.objectives_command(args, objectives, routes, model, pairs)
         return study.thresholds_command(args, model, pairs)
     if args.command == "tails":
         check_mesh(args.mesh)

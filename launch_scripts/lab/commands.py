@@ -25,12 +25,15 @@ from .report import (
     GRADIENT_NOTE,
     check_linear,
     column_label,
+    default_folder,
     finish,
     gradient_rows,
     linear_map_for,
     load_picture,
+    negative_of,
     objective_of,
     slug,
+    unit_prefix,
     write_table,
 )
 from .routes import ROUTES, Route
@@ -45,14 +48,15 @@ def image_command(args: argparse.Namespace, routes: Sequence[Route], model: Mode
     """Distil one picture along each route."""
     channels = latent_channels(model)
     check_linear(args, routes, channels)
-    folder = args.output or Path("outputs/gradient-lab") / f"image-{slug(args.prompt)}"
-    objective = replace(objective_of(args, model), inject=args.inject)
-    encode_prompts(model, [args.prompt], args.negative_prompt)
+    folder = default_folder(args, "image", slug(args.prompt))
+    objective = replace(objective_of(args, model, args.objective), inject=args.inject)
+    negative = negative_of(args, model, args.objective)
+    encode_prompts(model, [args.prompt], [negative])
     linear = linear_map_for(args, model, routes, folder)
     common = {
         "model": model.as_settings(),
         "prompt": args.prompt,
-        "negative": args.negative_prompt,
+        "negative": negative,
         "steps": args.steps,
         "lr": args.lr,
         "seed": args.seed,
@@ -60,7 +64,11 @@ def image_command(args: argparse.Namespace, routes: Sequence[Route], model: Mode
         "objective": objective.as_settings(),
     }
     units = [
-        Unit(f"runs/{route.name}", common | {"route": route.name, "linear_map": linear if route.pullback == "linear" else None}, args.steps)
+        Unit(
+            f"runs/{unit_prefix(objective)}{route.name}",
+            common | {"route": route.name, "linear_map": linear if route.pullback == "linear" else None},
+            args.steps,
+        )
         for route in routes
     ]
     found = run_units(units, image_work, folder, workers=args.workers, label="image")
@@ -87,24 +95,26 @@ def tails_command(args: argparse.Namespace, models: Sequence[Model]) -> Path:
     """Distribution of pixel gradient norms by timestep and prior, before and after each rule."""
     for model in models:
         latent_channels(model)
-    folder = args.output or Path("outputs/gradient-lab") / f"tails-{slug(args.prompt)}"
+    folder = default_folder(args, "tails", slug(args.prompt))
     sections, table = [], []
     units, objectives = {}, {}
     for model in models:
-        objectives[model] = objective_of(args, model)
-        encode_prompts(model, [args.prompt], args.negative_prompt)
+        objectives[model] = objective_of(args, model, args.objective)
+        negative = negative_of(args, model, args.objective)
+        encode_prompts(model, [args.prompt], [negative])
         for timestep in args.timesteps:
             settings = {
                 "model": model.as_settings(),
                 "prompt": args.prompt,
                 "mesh": args.mesh,
-                "negative": args.negative_prompt,
+                "negative": negative,
                 "timestep": timestep,
                 "views": args.views,
                 "seed": args.seed,
                 "objective": objectives[model].as_settings(),
             }
-            units[model, timestep] = Unit(f"runs/{slug(model.prior)}/t{timestep}", settings, args.views)
+            place = f"runs/{unit_prefix(objectives[model])}{slug(model.prior)}/t{timestep}"
+            units[model, timestep] = Unit(place, settings, args.views)
     found = dict(zip(units, run_units(list(units.values()), tails_work, folder, workers=args.workers, label="tails")))
     shapes = {}
     for model in models:
@@ -139,7 +149,7 @@ def tails_command(args: argparse.Namespace, models: Sequence[Model]) -> Path:
         **{
             key: value
             for key, value in objectives[models[0]].as_settings().items()
-            if key in ("guidance_scale", "cfg", "weighting", "threshold")
+            if key in ("method", "guidance_scale", "cfg", "weighting", "threshold")
         },
     }
     write_table(folder / "table.json", table, settings=settings)
@@ -205,7 +215,7 @@ def fit_linear_command(args: argparse.Namespace, model: Model) -> Path:
     channels = latent_channels(model)
     count = len(files) if files is not None else (args.count or FIT_PICTURES)
     require_pictures(count, channels)
-    folder = args.output or Path("outputs/gradient-lab") / f"fit-linear-{slug(model.prior)}"
+    folder = default_folder(args, "fit-linear", slug(model.prior))
     prior = load_prior(model)
     if files is None:
         images = textured_renders(count, prior.image_size, args.seed)

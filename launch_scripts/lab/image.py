@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,9 @@ from threestudio_pgc.pixelgrad import gradient_statistics, isolated_outliers, pi
 from threestudio_pgc.pixelgrad.linear_map import LinearMap, find_linear_map
 from threestudio_pgc.standalone.seeding import step_generator
 
-from .routes import ROUTES, Objective, adaptive_threshold, take_step
+from .routes import ROUTES, Objective, adaptive_threshold, stateful_parts, take_step
 from .runs import STATE, Monitor, optimise
-from .teacher import Model, Prompts, load_prior
+from .teacher import Model, Prompts, forget_priors, load_prior
 
 # Noise of the whole range stays in the picture for hundreds of steps: the encoder hardly sees what is finer than its strides.
 START_NOISE = 0.1
@@ -32,7 +31,7 @@ def step_numbers(i: int, step, route) -> dict[str, float] | None:
     norms = pixel_norm(step.raw, norm=route.norm)
     found["isolated"] = float(isolated_outliers(norms).float().mean())
     found["threshold"] = step.threshold
-    return found
+    return found | step.numbers
 
 
 def mean_numbers(log: list[dict[str, float]]) -> dict[str, float]:
@@ -87,14 +86,16 @@ def distil_image(
             start = prior.encode(start).movedim(1, -1)
     variable = start.clone().requires_grad_(True)
     optimizer = torch.optim.AdamW([variable], lr=lr, weight_decay=0.0)
-    adaptive = adaptive_threshold(route, objective)
-    conditioning = prompts.plain(1, model.device)
+    adaptive, method = adaptive_threshold(route, objective), objective.start(prior)
+    conditioning = prompts.plain(1, model.device, separate_negative=method.separate_negative)
     last: list[Any] = [None]
 
     def step(i: int) -> dict[str, float]:
         if not is_latent and i:
             variable.data.clamp_(0, 1)
-        last[0] = take_step(variable, prior, conditioning, route, objective, seed=seed, step=i, linear=linear, adaptive=adaptive)
+        last[0] = take_step(
+            variable, prior, conditioning, route, objective, seed=seed, step=i, method=method, linear=linear, adaptive=adaptive
+        )
         variable.grad = last[0].regulated.to(variable.dtype)
         return step_numbers(i, last[0], route)
 
@@ -109,10 +110,12 @@ def distil_image(
         optimizer=optimizer,
         checkpoint=folder / STATE,
         monitor=monitor or Monitor(),
-        stateful=adaptive,
+        stateful=stateful_parts(method, adaptive),
         snapshot=lambda: save_png(folder / "now.png", picture()[0]),
     )
-    return picture(), log, last[0]
+    result = picture()
+    forget_priors(method)
+    return result, log, last[0]
 
 
 def image_work(settings: dict[str, Any], folder: Path, monitor: Monitor) -> dict[str, Any]:
@@ -125,7 +128,7 @@ def image_work(settings: dict[str, Any], folder: Path, monitor: Monitor) -> dict
         model,
         prompts,
         route.name,
-        objective_from(settings["objective"]),
+        Objective.from_settings(settings["objective"]),
         steps=settings["steps"],
         lr=settings["lr"],
         start=start,
@@ -138,11 +141,6 @@ def image_work(settings: dict[str, Any], folder: Path, monitor: Monitor) -> dict
     if last is not None:
         save_gradient(folder / "gradient.npz", last)
     return {"mean": mean_numbers(log)}
-
-
-def objective_from(settings: dict[str, Any]) -> Objective:
-    objective = Objective(**settings)
-    return replace(objective, t_range=tuple(objective.t_range))
 
 
 def read_picture(path: str | Path, size: int | None = None) -> Tensor:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from threestudio_pgc.diffusion.methods import METHODS, make_method
 from threestudio_pgc.export.files import write_bytes
 from threestudio_pgc.pixelgrad import isolated_outliers
 from threestudio_pgc.pixelgrad.linear_map import find_linear_map
@@ -24,21 +25,61 @@ from .intervals import Interval, spelled
 from .linear import fit_linear_maps, save_linear_maps
 from .page import Section, write_page
 from .renders import textured_renders
-from .routes import Objective, Route
-from .teacher import ArgumentError, Model, load_prior
+from .routes import Objective, Route, check_objective
+from .teacher import POCKET, POCKET_NEGATIVE, ArgumentError, Model, load_prior
 
 FIT_PICTURES = 160  # for a linear map where no pictures are given
 
 
-def objective_of(args: argparse.Namespace, model: Model) -> Objective:
+def check_guidance(args: argparse.Namespace) -> None:
+    """Refuse an unknown `--objective`, and guidance that it does not have."""
+    check_objective(args.objective)
+    own = METHODS[args.objective]
+    if args.guidance_scale is not None and own.guidance_scale is None:
+        raise ArgumentError(f"--guidance-scale: found {args.guidance_scale:g}, wanted none: {args.objective} has no guidance scale")
+    if args.cfg is not None and not own.perpendicular:
+        raise ArgumentError(f"--cfg: found {args.cfg}, wanted none: {args.objective} has its own form of guidance")
+
+
+def objective_of(args: argparse.Namespace, model: Model, method: str) -> Objective:
+    """What the arguments say of a method; of several, each takes what means something to it."""
+    own = METHODS[method]
+    given = own.guidance_scale is not None and args.guidance_scale is not None
     return Objective(
-        guidance_scale=model.guidance_scale if args.guidance_scale is None else args.guidance_scale,
-        cfg=args.cfg,
+        method=method,
+        guidance_scale=args.guidance_scale if given else model.guidance_scale(method),
+        cfg=args.cfg if own.perpendicular and args.cfg is not None else own.cfg,
         t_range=tuple(args.t_range),
         threshold=args.threshold,
         quantile=args.quantile,
         window=args.window,
     )
+
+
+def negative_of(args: argparse.Namespace, model: Model, method: str) -> str:
+    """The negative prompt. A method that cannot do without one has a default on the bundled model only.
+
+    Raises:
+        ArgumentError: such a method on another prior without one.
+    """
+    if not make_method(method).separate_negative:
+        return args.negative_prompt or ""
+    if args.negative_prompt is None and model.prior == POCKET:
+        return POCKET_NEGATIVE
+    if not (args.negative_prompt or "").strip():
+        raise ArgumentError(f"--negative-prompt: found nothing, wanted what bad pictures look like: {method} needs it")
+    return args.negative_prompt
+
+
+def default_folder(args: argparse.Namespace, command: str, name: str) -> Path:
+    """Where a command's page lies unless `--output` says; another objective than sds has its own."""
+    objective = f"-{args.objective}" if getattr(args, "objective", "sds") != "sds" else ""
+    return args.output or Path("outputs/gradient-lab") / f"{command}{objective}-{name}"
+
+
+def unit_prefix(objective: Objective) -> str:
+    """Begins the name of a run: nothing for sds, whose runs were named before there were others."""
+    return "" if objective.method == "sds" else f"{objective.method}-"
 
 
 def slug(text: str) -> str:

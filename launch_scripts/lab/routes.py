@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from threestudio_pgc.diffusion.distillation import Distillation, find_residual
-from threestudio_pgc.diffusion.prior import Conditioning, LatentPrior
+from threestudio_pgc.diffusion.distillation import Distillation, distill
+from threestudio_pgc.diffusion.methods import METHODS, Method, Residual, Views, make_method
+from threestudio_pgc.diffusion.objectives import effective_scale
+from threestudio_pgc.diffusion.prior import Conditioning
 from threestudio_pgc.diffusion.timesteps import sample_timesteps
-from threestudio_pgc.pixelgrad import RULES, Norm, QuantileThreshold, pullback
+from threestudio_pgc.diffusion.vae_prior import VAEPrior
+from threestudio_pgc.pixelgrad import RULES, Norm, QuantileThreshold
 from threestudio_pgc.pixelgrad.linear_map import LinearMap
 from threestudio_pgc.standalone.seeding import step_generator
 
@@ -58,32 +61,47 @@ def parse_routes(names: Sequence[str]) -> list[Route]:
     Raises:
         ValueError: naming the first unknown route and the nearest known one.
     """
+    return [ROUTES[name] for name in _known_names("--routes", names, ROUTES, {"all": ROUTES, "figure2": FIGURE_2})]
+
+
+def parse_objectives(names: Sequence[str]) -> list[str]:
+    """Distillation methods by name, "all" for every one; in table order, each once. ValueError as in `parse_routes`."""
+    return _known_names("--objectives", names, METHODS, {"all": METHODS})
+
+
+def check_objective(name: str) -> None:
+    """ValueError, naming the option and the nearest method, where there is no such one."""
+    _known_names("--objective", [name], METHODS, {})
+
+
+def _known_names(option: str, names: Sequence[str], known: Collection[str], groups: Mapping[str, Collection[str]]) -> list[str]:
     wanted: set[str] = set()
     for name in names:
-        if name == "all":
-            wanted.update(ROUTES)
-        elif name == "figure2":
-            wanted.update(FIGURE_2)
-        elif name in ROUTES:
-            wanted.add(name)
-        else:
-            near = difflib.get_close_matches(name, [*ROUTES, "all", "figure2"], n=1)
+        if name not in groups and name not in known:
+            near = difflib.get_close_matches(name, [*known, *groups], n=1)
             hint = f" (did you mean {near[0]!r}?)" if near else ""
-            raise ValueError(f"--routes: found {name!r}, wanted all, figure2 or some of {', '.join(ROUTES)}{hint}")
-    return [route for name, route in ROUTES.items() if name in wanted]
+            kinds = f"{', '.join(groups)} or some of" if groups else "one of"
+            raise ValueError(f"{option}: found {name!r}, wanted {kinds} {', '.join(known)}{hint}")
+        wanted.update(groups.get(name, [name]))
+    return [name for name in known if name in wanted]
 
 
 @dataclass(frozen=True)
 class Objective:
     """What is distilled, apart from the prompt.
 
+    method, method_options: see `diffusion.methods.METHODS`; options as (name, value) pairs. guidance_scale, cfg, rescale: see
+    `objectives.cfg_combine`; None for the method's own.
     t_range: shares of the training timesteps. threshold: c of the fixed rules. quantile, window: of the adaptive one.
     inject: "none", or where outliers are put in: at the "latent" gradient or at the "image" gradient; `inject_share` of the pixels are
     multiplied by `inject_factor` in each step.
     """
 
-    guidance_scale: float = 100.0
-    cfg: str = "authors"
+    method: str = "sds"
+    method_options: tuple[tuple[str, Any], ...] = ()
+    guidance_scale: float | None = None
+    cfg: str | None = None
+    rescale: float = 0.0
     weighting: str = "sds"
     t_range: tuple[float, float] = (0.02, 0.5)
     threshold: float = 0.1
@@ -94,10 +112,43 @@ class Objective:
     inject_factor: float = 1e3
 
     def as_settings(self) -> dict[str, Any]:
-        return asdict(self) | {"t_range": list(self.t_range)}
+        """As JSON. A run is known by its settings, so what runs did not have at first stands here only where it is used."""
+        later = {"method": self.method, "method_options": dict(self.method_options), "rescale": self.rescale}
+        settings = {name: value for name, value in asdict(self).items() if name not in later}
+        used = {name: value for name, value in later.items() if value not in ("sds", {}, 0.0)}
+        return settings | used | {"t_range": list(self.t_range)}
 
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> Objective:
+        options = tuple(settings.get("method_options", {}).items())
+        return cls(**settings | {"t_range": tuple(settings["t_range"]), "method_options": options})
 
-INJECT = ("none", "latent", "image")
+    def start(self, prior: VAEPrior) -> Method:
+        """The method, ready for one run on `prior`; what it trains (vsd) is new.
+
+        Raises ValueError for an unknown method or option, and for guidance on a checkpoint that has it distilled into it.
+        """
+        method = make_method(self.method, dict(self.method_options), where="gradient_lab")
+        why = prior.guidance_distilled
+        if why is not None and method.needs_unconditional:
+            raise ValueError(f"--objective: found {self.method}, wanted sds, bgt or vsd: the checkpoint is distilled, {why}")
+        step = self.step_options(method)
+        if why is not None and effective_scale(step["guidance_scale"], step["cfg"]) != 1:
+            found, off = f"{step['guidance_scale']:g} in the {step['cfg']} form", 0 if step["cfg"] == "authors" else 1
+            raise ValueError(f"--guidance-scale: found {found}, wanted {off}: the checkpoint is distilled, {why}")
+        method.prepare(prior)
+        return method
+
+    def step_options(self, method: Method) -> dict[str, Any]:
+        """What `distillation.distill` takes of this."""
+        scale = method.guidance_scale if self.guidance_scale is None else self.guidance_scale
+        return {
+            "method": method,
+            "guidance_scale": 0.0 if scale is None else scale,
+            "cfg": self.cfg or method.cfg,
+            "rescale": self.rescale,
+            "weighting": self.weighting,
+        }
 
 
 def inject_outliers(gradient: Tensor, share: float, factor: float, generator: torch.Generator, dim: int) -> Tensor:
@@ -107,31 +158,54 @@ def inject_outliers(gradient: Tensor, share: float, factor: float, generator: to
     return torch.where(hit.unsqueeze(dim).to(gradient.device), gradient * factor, gradient)
 
 
+@dataclass(eq=False)
+class WithOutliers(Method):
+    """A method whose gradient at the latents has outliers put in."""
+
+    method: Method
+    share: float
+    factor: float
+    generator: torch.Generator
+
+    def __call__(self, views: Views) -> Residual:
+        found = self.method(views)
+        return replace(found, latent=inject_outliers(found.latent, self.share, self.factor, self.generator, dim=1))
+
+
 def adaptive_threshold(route: Route, objective: Objective) -> QuantileThreshold | None:
     return QuantileThreshold(objective.quantile, objective.window, route.norm) if route.adaptive else None
 
 
+def stateful_parts(method: Method, adaptive: QuantileThreshold | None) -> dict[str, Any]:
+    """What a run has to keep beside its parameters, for `runs.optimise`."""
+    return {"method": method} | ({} if adaptive is None else {"threshold": adaptive})
+
+
 def take_step(
     image: Tensor,
-    prior: LatentPrior,
+    prior: VAEPrior,
     conditioning: Conditioning,
     route: Route,
     objective: Objective,
     *,
     seed: int,
     step: int,
+    method: Method | None = None,
     linear: LinearMap | None = None,
     adaptive: QuantileThreshold | None = None,
     control: Tensor | None = None,
+    camera: Tensor | None = None,
 ) -> Distillation:
     """One step of `distillation.distill` along a route, with outliers put in where `objective` says so.
 
-    Timesteps, noise and outliers are functions of (seed, step) alone, so all routes see the same ones.
+    Timesteps, noise and outliers are functions of (seed, step) alone, so all routes and methods see the same ones.
 
     Args:
         image: (B, H, W, 3) in [0, 1]; (B, h, w, C) latents on route "latent".
+        method: the run's, as `Objective.start` made it; None makes one for this step alone.
         linear: the map of route "linear".
         adaptive: the running quantile of an adaptive route; counts this step.
+        camera: (B, 4, 4) camera to world, for vsd.
     """
     is_latent = route.pullback == "latent"
     device = image.device
@@ -140,27 +214,27 @@ def take_step(
     )
     shape = (len(image), prior.latent_channels, prior.latent_size, prior.latent_size)
     noise = torch.randn(shape, generator=step_generator(seed, step, stream="noise")).to(device)
-    gradient = find_residual(
+    options = objective.step_options(method or objective.start(prior))
+    outliers = step_generator(seed, step, stream="outliers")
+    if objective.inject == "latent":
+        options["method"] = WithOutliers(options["method"], objective.inject_share, objective.inject_factor, outliers)
+    found = distill(
         image,
         prior,
         conditioning,
+        rule=RULES["none"],  # the route's has to see the outliers
+        threshold=objective.threshold,
+        encode=None if linear is None else partial(linear.encode, latent_size=prior.latent_size),
+        image_is_latent=is_latent,
         timesteps=timesteps,
         noise=noise,
-        guidance_scale=objective.guidance_scale,
-        cfg=objective.cfg,
-        weighting=objective.weighting,
         control=control,
-        image_is_latent=is_latent,
-    ).latent
-    outliers = step_generator(seed, step, stream="outliers")
-    if objective.inject == "latent":
-        gradient = inject_outliers(gradient, objective.inject_share, objective.inject_factor, outliers, dim=1)
-    if is_latent:
-        raw = gradient.movedim(1, -1)
-    else:
-        encode = prior.encode if linear is None else partial(linear.encode, latent_size=prior.latent_size)
-        raw = pullback(gradient, image, encode)
+        camera=camera,
+        generator=step_generator(seed, step, stream="method"),
+        **options,
+    )
+    raw = found.raw
     if objective.inject == "image":
         raw = inject_outliers(raw, objective.inject_share, objective.inject_factor, outliers, dim=-1)
     c = objective.threshold if adaptive is None else adaptive(raw)
-    return Distillation(gradient, raw, RULES[route.rule](raw, c, norm=route.norm), c)
+    return replace(found, raw=raw, regulated=RULES[route.rule](raw, c, norm=route.norm), threshold=c)

@@ -9,7 +9,7 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -209,7 +209,7 @@ def optimise(
     optimizer: torch.optim.Optimizer,
     checkpoint: Path,
     monitor: Monitor,
-    stateful: Any = None,
+    stateful: Mapping[str, Any] | None = None,
     snapshot: Callable[[], Any] = lambda: None,
 ) -> list[dict[str, float]]:
     """Call `step(i)`, which leaves gradients on `parameters` and may return numbers, then the optimiser, `steps` times.
@@ -218,22 +218,22 @@ def optimise(
     and the parameters alone, so that a resumed run is the uninterrupted one.
 
     Args:
-        stateful: something with `state_dict` and `load_state_dict` that belongs to the state too, such as an adaptive threshold.
+        stateful: by name, what belongs to the state too, with `state_dict` and `load_state_dict`: an adaptive threshold, a method.
         snapshot: called whenever the state is saved, to write a picture of how far it is.
 
     Returns:
         the numbers that steps returned, each with its "step".
     """
     log: list[dict[str, float]] = []
-    begin = 0
-    if checkpoint.is_file():
-        state = torch.load(checkpoint, weights_only=True)
+    begin, stateful = 0, stateful or {}
+    state = torch.load(checkpoint, weights_only=True) if checkpoint.is_file() else None
+    if state is not None and (state["stateful"] or {}).keys() == stateful.keys():  # else it is an older version's
         with torch.no_grad():
             for parameter, value in zip(parameters, state["parameters"], strict=True):
                 parameter.copy_(value)
         optimizer.load_state_dict(state["optimizer"])
-        if stateful is not None:
-            stateful.load_state_dict(state["stateful"])
+        for name, one in stateful.items():
+            one.load_state_dict(state["stateful"][name])
         log, begin = state["log"], state["done"]
         monitor.tick(begin)
     saved = time.monotonic()
@@ -249,7 +249,7 @@ def optimise(
             state = {
                 "parameters": [parameter.detach() for parameter in parameters],
                 "optimizer": optimizer.state_dict(),
-                "stateful": None if stateful is None else stateful.state_dict(),
+                "stateful": {name: one.state_dict() for name, one in stateful.items()},
                 "log": log,
                 "done": i + 1,
             }

@@ -1,9 +1,10 @@
-"""Textures along several routes or at several thresholds, over prompt-mesh pairs and seeds, judged: `texture` and `thresholds`."""
+"""Textures along several routes, at several thresholds or by several objectives, over prompt-mesh pairs and seeds, judged: `texture`,
+`thresholds` and `objectives`."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,31 +22,40 @@ from .report import (
     GRADIENT_NOTE,
     check_linear,
     column_label,
+    default_folder,
     finish,
     for_reading,
     gradient_rows,
     linear_map_for,
+    negative_of,
     objective_of,
     slug,
+    unit_prefix,
     write_table,
 )
 from .routes import ROUTES, Objective, Route
 from .runs import Unit, run_units
 from .teacher import Model, encode_prompts, latent_channels
-from .texture import Pair, eval_masks, read_views, texture_work
+from .texture import SECONDS_PER_STEP, Pair, eval_masks, read_views, texture_work
 
 JUDGE_WANTED = 0.95
 JUDGE_NOTE = (
     "Fidelity is the probability that an independent classifier of renders, which the optimisation never saw, gives to the prompt's look, "
     "averaged over eight views. 95 % intervals: bootstrap over pairs, then seeds. Differences are run against run, of the same pair and "
-    'seed, with the same cameras, noise and timesteps: "minus raw" subtracts the raw VAE gradient and "minus control" view-rms, both under '
-    'the same outliers, "minus clean" the same rule without outliers. Two controls: view-rms scales each view\'s gradient to one RMS and '
-    "clips nothing; injected outliers multiply 0.1 % of the pixels, of the latent or of the image gradient, by 1000."
+    'seed, with the same cameras, noise and timesteps: "minus sds" subtracts score distillation sampling along the same route, "minus raw" '
+    'the raw VAE gradient and "minus control" view-rms, all under the same outliers, "minus clean" the same rule without outliers. Two '
+    "controls: view-rms scales each view's gradient to one RMS and clips nothing; injected outliers multiply 0.1 % of the pixels, of the "
+    "latent or of the image gradient, by 1000."
+)
+TIME_NOTE = (
+    "Seconds per step: the median of a run's steps, of the runs the median, rendering included; time / sds is the mean ratio to sds on the "
+    "same pair, seed and route. Workers share the cores, so compare within one table only."
 )
 
 
 # Columns of differences, and what is subtracted.
 DIFFERENCES = {
+    "minus sds": "score distillation sampling along the same route",
     "minus raw": "the raw gradient under the same outliers",
     "minus control": "the view-RMS control under the same outliers",
     "minus clean": "the same rule without outliers",
@@ -54,8 +64,9 @@ DIFFERENCES = {
 
 @dataclass(frozen=True)
 class Variant:
-    """One way of distilling. label: over its column."""
+    """One way of distilling. title: in tables, before the outliers. label: over its column."""
 
+    title: str
     label: str
     route: Route
     objective: Objective
@@ -63,11 +74,7 @@ class Variant:
     @property
     def name(self) -> str:
         """In tables."""
-        return self.label_in_table + ("" if self.objective.inject == "none" else f" + {self.objective.inject} outliers")
-
-    @property
-    def label_in_table(self) -> str:
-        return self.label if self.label.startswith("c=") else self.route.name
+        return self.title + ("" if self.objective.inject == "none" else f" + {self.objective.inject} outliers")
 
 
 Key = tuple[Variant, Pair, int]  # and the seed
@@ -76,9 +83,9 @@ Key = tuple[Variant, Pair, int]  # and the seed
 def texture_command(args: argparse.Namespace, routes: Sequence[Route], model: Model, pairs: Sequence[Pair]) -> Path:
     """Distil the texture of each pair along each route, without and with outliers put in."""
     check_linear(args, routes, latent_channels(model))
-    objective = objective_of(args, model)
+    objective = objective_of(args, model, args.objective)
     variants = [
-        Variant(column_label(route), route, replace(objective, inject=inject))
+        Variant(route.name, column_label(route), route, replace(objective, inject=inject))
         for inject in args.inject
         for route in routes
         if inject == "none" or route.pullback == "vae"
@@ -89,13 +96,48 @@ def texture_command(args: argparse.Namespace, routes: Sequence[Route], model: Mo
 def thresholds_command(args: argparse.Namespace, model: Model, pairs: Sequence[Pair]) -> Path:
     """Figure 7: a rule at each threshold, beside no clip and the view-RMS control."""
     latent_channels(model)
-    objective = objective_of(args, model)
+    objective = objective_of(args, model, args.objective)
     variants = []
     for inject in args.inject:
         spoilt = replace(objective, inject=inject)
-        variants += [Variant(column_label(ROUTES[name]), ROUTES[name], spoilt) for name in ("vae", "view-rms")]
-        variants += [Variant(f"c={c:g}", ROUTES[args.route], replace(spoilt, threshold=c)) for c in args.thresholds]
-    return run_study(args, model, pairs, variants, "thresholds", "Threshold ablation (Figure 7)", threshold_curve)
+        variants += [Variant(name, column_label(ROUTES[name]), ROUTES[name], spoilt) for name in ("vae", "view-rms")]
+        variants += [Variant(f"c={c:g}", f"c={c:g}", ROUTES[args.route], replace(spoilt, threshold=c)) for c in args.thresholds]
+    return run_study(args, model, pairs, variants, "thresholds", "Threshold ablation (Figure 7)", curve=threshold_curve)
+
+
+def objectives_command(
+    args: argparse.Namespace, names: Sequence[str], routes: Sequence[Route], model: Model, pairs: Sequence[Pair]
+) -> Path:
+    """Distil the texture of each pair by each objective along each route."""
+    check_linear(args, routes, latent_channels(model))
+    variants = [
+        Variant(f"{name}, {route.name}", name, route, replace(objective_of(args, model, name), inject=inject))
+        for inject in args.inject
+        for route in routes
+        for name in names
+        if inject == "none" or route.pullback == "vae"
+    ]
+    return run_study(args, model, pairs, variants, "objectives", "Distillation objectives", by_route=True)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Variants that are drawn together. name: of its files. where: ends its captions."""
+
+    name: str
+    where: str
+    variants: list[Variant]
+
+
+def panels(variants: Sequence[Variant], by_route: bool) -> list[Panel]:
+    """Variants under the same outliers, and with `by_route` along the same route."""
+    found: dict[str, Panel] = {}
+    for variant in variants:
+        inject, route = variant.objective.inject, variant.route
+        name = f"{route.name}-{inject}" if by_route else inject
+        where = (f", {route.label}" if by_route else "") + ("" if inject == "none" else f", outliers put in at the {inject}")
+        found.setdefault(name, Panel(name, where, [])).variants.append(variant)
+    return list(found.values())
 
 
 def run_study(
@@ -105,14 +147,20 @@ def run_study(
     variants: Sequence[Variant],
     command: str,
     title: str,
+    *,
     curve: Callable[[Sequence[Variant], dict[str, dict[str, Any]]], np.ndarray] | None = None,
+    by_route: bool = False,
 ) -> Path:
-    """Run every variant on every pair with every seed, judge, draw, and write the page."""
+    """Run every variant on every pair with every seed, judge, draw, and write the page.
+
+    by_route: variants are objectives along routes, drawn route by route; else columns of one picture.
+    """
     name = slug(pairs[0].prompt) if len(pairs) == 1 else f"{len(pairs)}-pairs"
-    folder = args.output or Path("outputs/gradient-lab") / f"{command}-{name}"
+    folder = default_folder(args, command, name)
     runs = args.runs or folder
+    negatives = {variant.objective.method: negative_of(args, model, variant.objective.method) for variant in variants}
     accuracy = judge_or_not([pair.prompt for pair in pairs])
-    units = texture_units(args, model, pairs, variants, runs)
+    units = texture_units(args, model, pairs, variants, negatives, runs)
     found = dict(zip(units, run_units(list(units.values()), texture_work, runs, workers=args.workers, label=command)))
     if accuracy is not None:
         judge_runs(units, found, runs)
@@ -120,19 +168,22 @@ def run_study(
     by_name = {row["variant"]: row for row in table}
 
     sections = []
-    for inject in args.inject:
-        here = [variant for variant in variants if variant.objective.inject == inject]
+    for panel in panels(variants, by_route):
+        here, where = panel.variants, panel.where
         labels = [variant.label for variant in here]
-        where = "" if inject == "none" else f", outliers put in at the {inject}"
         shown = pairs[0]
         places = [runs / units[variant, shown, args.seed].name for variant in here]
         caption = f"{shown.prompt}, {shown.mesh}, seed {args.seed}{where}"
-        grid = drawing.image_grid([*view_rows(places), *gradient_rows(places)], labels, title=caption)
-        images = [(save_png(folder / f"{command}-{inject}.png", grid), caption)]
+        rows = [] if by_route else view_rows(places)
+        grid = drawing.image_grid([*rows, *gradient_rows(places)], labels, title=caption)
+        images = [(save_png(folder / f"{command}-{panel.name}.png", grid), caption)]
+        if by_route:
+            images.insert(0, (save_png(folder / f"views-{panel.name}.png", view_columns(here, places, caption)), caption))
         if len(pairs) > 1:
-            images.append((save_png(folder / f"pairs-{inject}.png", overview(here, pairs, units, runs, args.seed)), f"Every pair{where}"))
+            overall = overview(here, pairs, units, runs, args.seed)
+            images.append((save_png(folder / f"pairs-{panel.name}.png", overall), f"Every pair{where}"))
         if curve is not None:
-            images.append((save_png(folder / f"curve-{inject}.png", curve(here, by_name)), f"By threshold{where}"))
+            images.append((save_png(folder / f"curve-{panel.name}.png", curve(here, by_name)), f"By threshold{where}"))
         sections.append(Section(title + where, "" if sections else GRADIENT_NOTE, images))
     images = []
     if "fidelity" in table[0]:
@@ -145,7 +196,8 @@ def run_study(
             figure = drawing.interval_figure(forest, title=f"Against {against}", xlabel="difference of fidelity", reference=0.0)
             caption = f"Run against run of {against}, the same pair and seed. Hollow: the interval contains 0."
             images.append((save_png(folder / f"{slug(column)}.png", figure), caption))
-    sections.append(Section("Judged" if images else "Means over the runs", JUDGE_NOTE if images else "", images, for_reading(table)))
+    notes = [*([JUDGE_NOTE] if images else []), *([TIME_NOTE] if SECONDS_PER_STEP in table[0] else [])]
+    sections.append(Section("Judged" if images else "Means over the runs", "\n\n".join(notes), images, for_reading(table)))
     sections.append(judge_section(accuracy))
     settings = {
         **model.as_settings(),
@@ -154,20 +206,38 @@ def run_study(
         "steps": args.steps,
         "views per step": args.views,
         "lr": args.lr,
-        **{key: value for key, value in variants[0].objective.as_settings().items() if key != "inject"},
+        **({"negative prompt": negatives} if any(negatives.values()) else {}),
+        **shared_settings(variants),
     }
     write_table(folder / "table.json", table, settings=settings, judge=accuracy)
     return finish(folder, f"{title}: {name}", settings, sections)
 
 
+def shared_settings(variants: Sequence[Variant]) -> dict[str, Any]:
+    """What the objectives of all variants agree on, and the guidance of each where they are several methods."""
+    all_settings = [variant.objective.as_settings() for variant in variants]
+    agreed = {key: value for key, value in all_settings[0].items() if all(one.get(key) == value for one in all_settings)}
+    scales = {variant.objective.method: variant.objective for variant in variants}
+    if len(scales) > 1:
+        told = [f"{name} {'none' if one.guidance_scale is None else f'{one.guidance_scale:g} ({one.cfg})'}" for name, one in scales.items()]
+        agreed["guidance_scale"] = ", ".join(told)
+        agreed.pop("cfg", None)
+    return {key: value for key, value in agreed.items() if key != "inject"}
+
+
 def texture_units(
-    args: argparse.Namespace, model: Model, pairs: Sequence[Pair], variants: Sequence[Variant], folder: Path
+    args: argparse.Namespace,
+    model: Model,
+    pairs: Sequence[Pair],
+    variants: Sequence[Variant],
+    negatives: Mapping[str, str],
+    folder: Path,
 ) -> dict[Key, Unit]:
     """The runs of a study; seeds outermost, so that a study cut short has every variant of the seeds it did.
 
-    Units are named by what they do, so that texture and thresholds share runs where they share a folder for them.
+    Units are named by what they do, so that studies share runs where they share a folder for them. negatives: by method.
     """
-    encode_prompts(model, [pair.prompt for pair in pairs], args.negative_prompt)
+    encode_prompts(model, [pair.prompt for pair in pairs], list(negatives.values()))
     linear = linear_map_for(args, model, [variant.route for variant in variants], folder)
     units = {}
     for seed in range(args.seed, args.seed + args.seeds):
@@ -179,7 +249,7 @@ def texture_units(
                     "route": route.name,
                     "prompt": pair.prompt,
                     "mesh": pair.mesh,
-                    "negative": args.negative_prompt,
+                    "negative": negatives[objective.method],
                     "steps": args.steps,
                     "views": args.views,
                     "lr": args.lr,
@@ -189,7 +259,7 @@ def texture_units(
                     "objective": objective.as_settings(),
                 }
                 tail = "" if objective.inject == "none" else f"-{objective.inject}"
-                place = f"runs/{slug(pair.prompt)}/{route.name}-c{objective.threshold:g}{tail}-seed{seed}"
+                place = f"runs/{slug(pair.prompt)}/{unit_prefix(objective)}{route.name}-c{objective.threshold:g}{tail}-seed{seed}"
                 units[variant, pair, seed] = Unit(place, settings, args.steps)
     return units
 
@@ -250,12 +320,14 @@ def judged_rows(variants: Sequence[Variant], found: dict[Key, dict[str, Any]]) -
 
     def reference(variant: Variant, title: str) -> Variant | None:
         """What `variant` is compared with, where it is part of the study."""
-        name, inject, c = {
-            "minus raw": ("vae", variant.objective.inject, None),
-            "minus control": ("view-rms", variant.objective.inject, None),
-            "minus clean": (variant.route.name, "none", variant.objective.threshold),
+        here = variant.objective
+        wanted, c = {
+            "minus sds": ((variant.route.name, here.inject, "sds"), here.threshold),
+            "minus raw": (("vae", here.inject, here.method), None),
+            "minus control": (("view-rms", here.inject, here.method), None),
+            "minus clean": ((variant.route.name, "none", here.method), here.threshold),
         }[title]
-        same = [one for one in variants if one.route.name == name and one.objective.inject == inject and one != variant]
+        same = [one for one in variants if (one.route.name, one.objective.inject, one.objective.method) == wanted and one != variant]
         return next((one for one in same if c in (None, one.objective.threshold)), None)
 
     rows = []
@@ -279,11 +351,25 @@ def judged_rows(variants: Sequence[Variant], found: dict[Key, dict[str, Any]]) -
             ("isolated outliers", "isolated"),
         ):
             row[title] = float(np.mean([mean[name] for mean in means]))
+        seconds = values(variant, SECONDS_PER_STEP)
+        if seconds and len({one.objective.method for one in variants}) > 1:
+            row[SECONDS_PER_STEP] = float(np.median(list(seconds.values())))
+            sds = variant if variant.objective.method == "sds" else reference(variant, "minus sds")
+            base = {} if sds is None else values(sds, SECONDS_PER_STEP)
+            ratios = [seconds[key] / base[key] for key in seconds.keys() & base.keys()]
+            if ratios:
+                row["time / sds"] = float(np.mean(ratios))
         rows.append(row)
     return rows
 
 
 # ------------------------------------------------------------------------------------------------------------------ pictures
+
+
+def view_columns(variants: Sequence[Variant], places: Sequence[Path], title: str) -> np.ndarray:
+    """Four sides of each run's object, a run a row."""
+    rows = [GridRow(variant.label, "rgb", list(read_views(place)[::2].numpy())) for variant, place in zip(variants, places)]
+    return drawing.image_grid(rows, [f"azimuth {90 * side}°" for side in range(4)], title=title, row_height=128)
 
 
 def view_rows(places: Sequence[Path]) -> list[GridRow]:

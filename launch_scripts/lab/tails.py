@@ -9,18 +9,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from threestudio_pgc.diffusion.distillation import find_residual
+from threestudio_pgc.diffusion.distillation import distill
 from threestudio_pgc.pixelgrad import RULES, isolated_outliers, kurtosis, nonfinite_pixels, pixel_norm, pullback
 from threestudio_pgc.scene.cameras import sample_cameras
 from threestudio_pgc.scene.mesh import load_mesh, normalize
 from threestudio_pgc.standalone.seeding import step_generator
 
-from .image import objective_from
 from .judge import look_of_prompt
 from .renders import shape_of, textured_render
-from .routes import ROUTES
+from .routes import ROUTES, Objective
 from .runs import Interrupted, Monitor
-from .teacher import Model, Prompts, load_prior
+from .teacher import Model, Prompts, forget_priors, load_prior
 
 # What is measured: the gradient at the latents, what the encoder makes of it, what it makes of white noise of the same size (its own
 # share in the tail), and what each rule leaves.
@@ -47,7 +46,8 @@ def tails_work(settings: dict[str, Any], folder: Path, monitor: Monitor) -> dict
     grey.
     """
     model = Model(**settings["model"])
-    prior, objective = load_prior(model), objective_from(settings["objective"])
+    prior, objective = load_prior(model), Objective.from_settings(settings["objective"])
+    method = objective.start(prior)
     prompts = Prompts(model, settings["prompt"], settings["negative"])
     timestep, seed, size = settings["timestep"], settings["seed"], prior.image_size
     mesh, look = normalize(load_mesh(settings["mesh"])), look_of_prompt(settings["prompt"])
@@ -65,19 +65,21 @@ def tails_work(settings: dict[str, Any], folder: Path, monitor: Monitor) -> dict
         object_masks.append(mask)
         latent_shape = (1, prior.latent_channels, prior.latent_size, prior.latent_size)
         noise = torch.randn(latent_shape, generator=step_generator(seed, view, stream=f"noise-{timestep}")).to(model.device)
-        gradient = find_residual(
+        step = distill(
             image,
             prior,
-            prompts.by_view(cameras.elevation_deg, cameras.azimuth_deg, model.device),
+            prompts.by_view(cameras.elevation_deg, cameras.azimuth_deg, model.device, separate_negative=method.separate_negative),
+            rule=RULES["none"],
+            threshold=objective.threshold,
             timesteps=torch.tensor([timestep], device=model.device),
             noise=noise,
-            guidance_scale=objective.guidance_scale,
-            cfg=objective.cfg,
-            weighting=objective.weighting,
-        ).latent
+            camera=cameras.c2w.to(model.device),
+            generator=step_generator(seed, view, stream="method"),
+            **objective.step_options(method),
+        )
+        gradient, raw = step.latent_gradient, step.raw
         white = torch.randn(latent_shape, generator=step_generator(seed, view, stream="white")).to(model.device)
         white = white * gradient.square().mean().sqrt()
-        raw = pullback(gradient, image, prior.encode)
         nonfinite += int(nonfinite_pixels(raw).sum())
         maps.setdefault(LATENT, []).append(pixel_norm(gradient, dim=1).cpu())
         maps.setdefault(RAW, []).append(pixel_norm(raw).cpu())
@@ -87,6 +89,7 @@ def tails_work(settings: dict[str, Any], folder: Path, monitor: Monitor) -> dict
             ruled = RULES[route.rule](raw, objective.threshold, norm=route.norm)
             maps.setdefault(name, []).append(pixel_norm(ruled).cpu())
         monitor.tick(1)
+    forget_priors(method)
     joined = {kind: torch.cat(parts) for kind, parts in maps.items()}
     mask = torch.stack(object_masks)
     np.savez_compressed(folder / "norms.npz", **{kind: values.numpy() for kind, values in joined.items()})

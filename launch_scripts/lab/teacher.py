@@ -10,31 +10,35 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
+from threestudio_pgc.diffusion import families
+from threestudio_pgc.diffusion.methods import METHODS, Method
 from threestudio_pgc.diffusion.prior import (
     CONTROLNET_KEY,
     MODEL,
     MODEL_KEY,
     SCHEDULER,
-    UNET,
     VAE,
     VAE_KEY,
     Conditioning,
-    LatentPrior,
     PriorError,
+    current_id,
+    family_of,
     find_model,
     find_single,
     read_config,
 )
 from threestudio_pgc.diffusion.prompts import direction_index, make_conditioning, view_prompts
 from threestudio_pgc.diffusion.prompts import encode_prompts as encode_texts
-from threestudio_pgc.diffusion.sdxl import SDXLPrior
+from threestudio_pgc.diffusion.vae_prior import VAEPrior
+from threestudio_pgc.diffusion.zero123 import Zero123Prior
 
 POCKET, POCKET_CONTROLNET = "builtin:pocket", "builtin:pocket-controlnet-depth"
+POCKET_NEGATIVE = "blurry, low quality"  # what the bundled model's training calls its bad pictures
 
 
 @dataclass(frozen=True)
 class Model:
-    """A prior by name: a local folder, `builtin:<name>` or a hub id. `dtype` as in `SDXLPrior.from_pretrained`."""
+    """A prior by name: a local folder, `builtin:<name>` or a hub id. `dtype` as in `VAEPrior.from_pretrained`."""
 
     prior: str = POCKET
     controlnet: str | None = None
@@ -45,10 +49,10 @@ class Model:
     def as_settings(self) -> dict:
         return asdict(self)
 
-    @property
-    def guidance_scale(self) -> float:
-        """The paper's 100, and 30 for the bundled model, which it is tuned for."""
-        return 30.0 if self.prior == POCKET else 100.0
+    def guidance_scale(self, method: str) -> float | None:
+        """The method's own, None where it has none; where that is the paper's 100, the bundled model is tuned for 30."""
+        own = METHODS[method].guidance_scale
+        return 30.0 if own == 100 and self.prior == POCKET else own
 
 
 class ArgumentError(ValueError):
@@ -66,25 +70,32 @@ def _as_arguments(error: PriorError) -> ArgumentError:
 
 
 def latent_channels(model: Model) -> int:
-    """Channels of the prior's latents, from its files' headers: nothing is loaded, and a prior without a VAE or U-Net is refused here.
+    """Channels of the prior's latents, from its files' headers: nothing is loaded, and a prior of which a part is missing is refused here.
 
     Raises:
-        ArgumentError: the prior, its VAE or its ControlNet is not where the argument says.
+        ArgumentError: the prior, its VAE or its ControlNet is not where the argument says, or is of a kind that cannot be used.
     """
     try:
-        # With another VAE the prior's own may be missing.
-        root = find_model(model.prior, MODEL_KEY, [UNET, SCHEDULER] + ([VAE] if model.vae is None else []))
-        if model.vae is not None:
-            find_single(model.vae, VAE_KEY, VAE)
+        name = current_id(model.prior)
+        family = family_of(find_model(name, MODEL_KEY, []))
+        kind = families.PRIORS[family]
+        if kind is Zero123Prior:
+            wanted = ", ".join(key for key, value in families.PRIORS.items() if value is not kind)
+            raise PriorError(f"{MODEL_KEY}: {model.prior} is a {family} model, which takes a picture, not a prompt; wanted one of {wanted}")
         if model.controlnet is not None:
+            if kind.NO_CONTROLNETS is not None:
+                raise PriorError(f"{CONTROLNET_KEY}: found {model.controlnet}, wanted none: {kind.NO_CONTROLNETS}")
             find_model(model.controlnet, CONTROLNET_KEY, [MODEL], pipeline=False)
-        return int(read_config(root, UNET)["in_channels"])
+        # With another VAE the prior's own may be missing.
+        root = find_model(name, MODEL_KEY, [kind.NETWORK_PART, SCHEDULER] + ([VAE] if model.vae is None else []))
+        vae = (root, VAE) if model.vae is None else find_single(model.vae, VAE_KEY, VAE)
+        return int(read_config(*vae)["latent_channels"])
     except PriorError as error:
         raise _as_arguments(error) from error
 
 
 @functools.lru_cache(maxsize=2)
-def load_prior(model: Model) -> LatentPrior:
+def load_prior(model: Model) -> VAEPrior:
     """The prior, kept for the next unit of this process.
 
     Raises:
@@ -92,14 +103,20 @@ def load_prior(model: Model) -> LatentPrior:
     """
     try:
         # channels_last: a tenth faster on a CPU and what tensor cores want
-        return SDXLPrior.from_pretrained(
+        return families.load_prior(
             model.prior, vae=model.vae, controlnet=model.controlnet, dtype=model.dtype, device=model.device, channels_last=True
         )
     except PriorError as error:
         raise _as_arguments(error) from error
 
 
-def encode_prompts(model: Model, prompts: Sequence[str], negative: str) -> None:
+def forget_priors(method: Method) -> None:
+    """After a run of a method that trains something: its hooks stay on the prior's network, so the next unit loads another."""
+    if method.state_dict():
+        load_prior.cache_clear()
+
+
+def encode_prompts(model: Model, prompts: Sequence[str], negatives: Sequence[str]) -> None:
     """Encode all at once, with all warnings said; runs find them in the prompt cache.
 
     Raises:
@@ -107,7 +124,7 @@ def encode_prompts(model: Model, prompts: Sequence[str], negative: str) -> None:
     """
     texts = [text for prompt in prompts for text in (prompt, *view_prompts(prompt))]
     try:
-        encode_texts(model.prior, [*texts, negative], device=model.device)
+        encode_texts(model.prior, [*texts, *negatives, ""], device=model.device)
     except PriorError as error:
         raise _as_arguments(error) from error
 
@@ -119,14 +136,21 @@ class Prompts:
         self.prompt, self.negative, self.views = prompt, negative, view_prompts(prompt)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # `encode_prompts` has said them
-            texts = list(dict.fromkeys([prompt, *self.views, negative]))
+            texts = list(dict.fromkeys([prompt, *self.views, negative, ""]))
             self.encoded = encode_texts(model.prior, texts, device=model.device)
 
-    def plain(self, batch: int, device: torch.device | str = "cpu") -> Conditioning:
-        """The prompt as it stands, for pictures that have no camera."""
-        return make_conditioning(self.encoded, [self.prompt] * batch, self.negative).to(device)
+    def plain(self, batch: int, device: torch.device | str = "cpu", *, separate_negative: bool = False) -> Conditioning:
+        """The prompt as it stands, for pictures that have no camera. separate_negative: as the method says, see `methods.Method`."""
+        return self._conditioning([self.prompt] * batch, separate_negative).to(device)
 
-    def by_view(self, elevation_deg: Tensor, azimuth_deg: Tensor, device: torch.device | str = "cpu") -> Conditioning:
+    def by_view(
+        self, elevation_deg: Tensor, azimuth_deg: Tensor, device: torch.device | str = "cpu", *, separate_negative: bool = False
+    ) -> Conditioning:
         """The prompt with "front view" and so on, as each camera sees the object."""
         texts = [self.views[index] for index in direction_index(elevation_deg, azimuth_deg).tolist()]
-        return make_conditioning(self.encoded, texts, self.negative).to(device)
+        return self._conditioning(texts, separate_negative).to(device)
+
+    def _conditioning(self, texts: list[str], separate_negative: bool) -> Conditioning:
+        if separate_negative:
+            return make_conditioning(self.encoded, texts, "", [[self.negative] * len(texts)])
+        return make_conditioning(self.encoded, texts, self.negative)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,13 +23,14 @@ from threestudio_pgc.scene.mesh import TriangleMesh, load_mesh, normalize
 from threestudio_pgc.scene.raster import make_rasterizer
 from threestudio_pgc.standalone.seeding import derive_seed, step_generator
 
-from .image import mean_numbers, objective_from, read_picture, save_gradient, step_numbers
-from .routes import ROUTES, Objective, Route, adaptive_threshold, take_step
+from .image import mean_numbers, read_picture, save_gradient, step_numbers
+from .routes import ROUTES, Objective, Route, adaptive_threshold, stateful_parts, take_step
 from .runs import STATE, Monitor, optimise
-from .teacher import POCKET, Model, Prompts, load_prior
+from .teacher import POCKET, Model, Prompts, forget_priors, load_prior
 
 EVAL_VIEWS = 8  # the judge's; every second one is shown
 EVAL_ELEVATION_DEG = 15.0
+SECONDS, SECONDS_PER_STEP = "seconds", "seconds per step"  # of one step, in its numbers; of a run, in what is found
 VIEWS_FILE = "views.png"  # the eight side by side
 
 
@@ -125,7 +128,7 @@ def distil_texture(
         folder: for the state of an interrupted run.
 
     Returns:
-        the object; numbers of every fifth step; the last step's gradients.
+        the object; numbers of every fifth step, with the "seconds" it took; the last step's gradients.
     """
     route = ROUTES[route_name]
     preset = preset or ("pocket" if model.prior == POCKET else "reference")
@@ -135,28 +138,33 @@ def distil_texture(
     optimizer = torch.optim.Adam(
         [{"params": groups["encoding"], "lr": lr}, {"params": groups["mlp"], "lr": lr / 10}], betas=(0.9, 0.99), eps=1e-15
     )
-    adaptive = adaptive_threshold(route, objective)
+    adaptive, method = adaptive_threshold(route, objective), objective.start(thing.prior)
     draw_background = RandomBackground()
     last: list[Any] = [None]
 
-    def step(i: int) -> dict[str, float]:
+    def step(i: int) -> dict[str, float] | None:
+        begun = now(model.device)
         cameras = sample_cameras(views, generator=step_generator(seed, i, stream="cameras")).to(model.device)
         background = draw_background(views, size, size, generator=step_generator(seed, i, stream="background"), device=model.device)
         image = thing.render(cameras, background)
         last[0] = take_step(
             image,
             thing.prior,
-            prompts.by_view(cameras.elevation_deg, cameras.azimuth_deg, model.device),
+            prompts.by_view(cameras.elevation_deg, cameras.azimuth_deg, model.device, separate_negative=method.separate_negative),
             route,
             objective,
             seed=seed,
             step=i,
+            method=method,
             linear=linear,
             adaptive=adaptive,
             control=thing.control(cameras),
+            camera=cameras.c2w,
         )
         image.backward(last[0].regulated.to(image.dtype) / views)
-        return step_numbers(i, last[0], route)
+        seconds = now(model.device) - begun
+        numbers = step_numbers(i, last[0], route)
+        return None if numbers is None else numbers | {SECONDS: seconds}
 
     log = optimise(
         step,
@@ -165,10 +173,18 @@ def distil_texture(
         optimizer=optimizer,
         checkpoint=folder / STATE,
         monitor=monitor or Monitor(),
-        stateful=adaptive,
+        stateful=stateful_parts(method, adaptive),
         snapshot=lambda: save_png(folder / "now.png", thing.look_at(eval_cameras(model)[:1])[0]),
     )
+    forget_priors(method)
     return thing, log, last[0]
+
+
+def now(device: str) -> float:
+    """Seconds, once a GPU has done what it was given."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def eval_cameras(model: Model) -> Cameras:
@@ -177,7 +193,10 @@ def eval_cameras(model: Model) -> Cameras:
 
 
 def texture_work(settings: dict[str, Any], folder: Path, monitor: Monitor) -> dict[str, Any]:
-    """The unit of `gradient_lab.py texture` and `thresholds`: one route, prompt, mesh and seed. Writes views.png and gradient.npz."""
+    """The unit of `gradient_lab.py texture`, `thresholds` and `objectives`: one route, objective, prompt, mesh and seed.
+
+    Writes views.png and gradient.npz.
+    """
     model = Model(**settings["model"])
     route = ROUTES[settings["route"]]
     thing, log, last = distil_texture(
@@ -185,7 +204,7 @@ def texture_work(settings: dict[str, Any], folder: Path, monitor: Monitor) -> di
         Prompts(model, settings["prompt"], settings["negative"]),
         normalize(load_mesh(settings["mesh"])),
         route.name,
-        objective_from(settings["objective"]),
+        Objective.from_settings(settings["objective"]),
         steps=settings["steps"],
         views=settings["views"],
         lr=settings["lr"],
@@ -198,7 +217,9 @@ def texture_work(settings: dict[str, Any], folder: Path, monitor: Monitor) -> di
     save_png(folder / VIEWS_FILE, torch.cat(list(thing.look_at(eval_cameras(model))), dim=1))
     if last is not None:
         save_gradient(folder / "gradient.npz", last)
-    return {"mean": mean_numbers(log)}
+    # The median: the first step, which warms everything up, and one that another process held up say nothing.
+    seconds = float(np.median([entry.pop(SECONDS) for entry in log]))
+    return {"mean": mean_numbers(log), SECONDS_PER_STEP: seconds}
 
 
 def read_views(folder: Path) -> Tensor:

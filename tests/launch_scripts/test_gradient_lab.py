@@ -12,6 +12,7 @@ from PIL import Image
 
 from launch_scripts import gradient_lab
 from launch_scripts.lab.routes import ROUTES
+from threestudio_pgc.diffusion.methods import METHODS
 from threestudio_pgc.pixelgrad.linear_map import load_linear_map
 
 from .chromium import chromium, loaded_images
@@ -47,9 +48,11 @@ IMAGE = ("image", "--prompt", "a zebra vase", "--steps", "2")
 TEXTURE = ("texture", "--prompt", "a zebra vase", "--mesh", "builtin:vase", "--steps", "2", "--views", "1", "--preset", "pocket")
 TEXTURE = (*TEXTURE, "--inject", "none", "image")
 THRESHOLDS = ("thresholds", "--prompt", "a zebra vase", "--steps", "2", "--views", "1", "--preset", "pocket", "--thresholds", "0.01", "0.1")
+OBJECTIVES = ("objectives", "--prompt", "a zebra vase", "--steps", "2", "--views", "1", "--preset", "pocket")
+OBJECTIVES = (*OBJECTIVES, "--negative-prompt", "red", "--routes", "pgc-n", "vae")
 TAILS = ("tails", "--prompt", "a zebra vase", "--timesteps", "20", "500", "--views", "2")
 FIT = ("fit-linear", "--count", "20")
-ALL = [IMAGE, TEXTURE, THRESHOLDS, TAILS, FIT]
+ALL = [IMAGE, TEXTURE, THRESHOLDS, OBJECTIVES, TAILS, FIT]
 
 
 def embedded(page):
@@ -67,6 +70,7 @@ def test_every_subcommand_leaves_pictures_a_table_and_one_page(lab, arguments):
     assert table["rows"] and table["settings"]
     assert f"gradient_lab.py {arguments[0]}" in page, "the command that makes it again"
     titles = {"image": "Gradient routes, image", "texture": "Gradient routes, texture", "thresholds": "Threshold ablation"}
+    titles |= {"objectives": "Distillation objectives"}
     titles |= {"tails": "Tails of the pixel gradient", "fit-linear": "Linear stand-in of the VAE"}
     assert f"<h1>{titles[arguments[0]]}" in page
 
@@ -90,6 +94,86 @@ def test_thresholds_have_their_controls_and_clip_less_the_higher_they_are(lab):
     rows = {row["variant"]: row for row in json.loads((lab(*THRESHOLDS) / "table.json").read_text())["rows"]}
     assert list(rows) == ["vae", "view-rms", "c=0.01", "c=0.1"]
     assert rows["c=0.01"]["share above c"] > rows["c=0.1"]["share above c"]
+
+
+def test_objectives_are_compared_with_sds_along_the_same_route(lab):
+    folder = lab(*OBJECTIVES)
+    told = json.loads((folder / "table.json").read_text())
+    rows = {row["variant"]: row for row in told["rows"]}
+    assert list(rows) == [f"{name}, {route}" for route in ("vae", "pgc-n") for name in METHODS]
+    for route in ("vae", "pgc-n"):
+        sds = rows[f"sds, {route}"]
+        assert "minus sds" not in sds and sds["time / sds"] == 1 and sds["seconds per step"] > 0
+        csd = rows[f"csd, {route}"]
+        assert csd["minus sds"]["mean"] == pytest.approx(csd["fidelity"]["mean"] - sds["fidelity"]["mean"])
+        assert csd["time / sds"] == pytest.approx(csd["seconds per step"] / sds["seconds per step"])
+        assert (folder / f"views-{route}-none.png").is_file()
+    assert "minus raw" in rows["csd, pgc-n"] and "minus raw" not in rows["csd, vae"]
+    assert told["settings"]["negative prompt"]["nfsd"] == "red"
+    assert "csd none, " in told["settings"]["guidance_scale"] and "ism 7.5 (diffusers)" in told["settings"]["guidance_scale"]
+
+
+def test_runs_of_sds_are_shared_by_texture_and_objectives(tiny_sdxl, tmp_path):
+    runs = ["--prior", str(tiny_sdxl), "--runs", str(tmp_path / "runs"), "--prompt", "a zebra vase", "--steps", "1", "--views", "1"]
+    runs = [*runs, "--preset", "pocket", "--routes", "vae"]
+    assert gradient_lab.main(["texture", *runs, "--output", str(tmp_path / "texture")]) == 0
+    (record,) = tmp_path.rglob("record.json")
+    before = record.stat().st_mtime_ns
+    assert gradient_lab.main(["objectives", "--objectives", "sds", *runs, "--output", str(tmp_path / "objectives")]) == 0
+    assert list(tmp_path.rglob("record.json")) == [record] and record.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("command", [IMAGE, TAILS])
+def test_another_objective_is_another_run_and_another_gradient(lab, command):
+    first, second = (json.loads((lab(*command, "--objective", name) / "table.json").read_text()) for name in ("sds", "csd"))
+    key = "norm_p50" if command is IMAGE else "p50"
+    assert len(first["rows"]) == len(second["rows"]) and first["rows"][1][key] != second["rows"][1][key]
+
+
+def test_pages_and_runs_of_another_objective_have_their_own_names():
+    from pathlib import Path
+    from types import SimpleNamespace
+
+    from launch_scripts.lab.report import default_folder, unit_prefix
+    from launch_scripts.lab.routes import Objective
+
+    names = [default_folder(SimpleNamespace(output=None, objective=name), "image", "a-vase").name for name in ("sds", "csd")]
+    assert names == ["image-a-vase", "image-csd-a-vase"]
+    assert default_folder(SimpleNamespace(output=Path("here"), objective="csd"), "image", "a-vase") == Path("here")
+    assert [unit_prefix(Objective(method=name)) for name in ("sds", "csd")] == ["", "csd-"]
+
+
+def test_guidance_is_the_objectives_own_where_none_is_given():
+    from launch_scripts.lab.report import negative_of, objective_of
+    from launch_scripts.lab.teacher import POCKET, Model
+
+    def told(prior, method, *arguments):
+        args = gradient_lab.build_parser().parse_args(["tails", "--prior", prior, "--t-range", "0.02", "0.5", *arguments])
+        found = objective_of(args, Model(prior=prior), method)
+        return found.guidance_scale, found.cfg, negative_of(args, Model(prior=prior), method)
+
+    assert [told(POCKET, name)[:2] for name in ("sds", "bgt", "ism")] == [(30.0, "authors"), (30.0, "authors"), (7.5, "diffusers")]
+    assert told("folder", "sds")[:2] == (100.0, "authors") and told("folder", "csd")[:2] == (None, "authors")
+    assert told(POCKET, "ism", "--guidance-scale", "20", "--cfg", "authors")[:2] == (20.0, "authors")
+    assert told(POCKET, "csd", "--guidance-scale", "20")[0] is None, "of several objectives, it has no scale to set"
+    assert told(POCKET, "nfsd")[2] == "blurry, low quality" and told(POCKET, "sds")[2] == ""
+    assert told("folder", "nfsd", "--negative-prompt", "ugly")[2] == told("folder", "sds", "--negative-prompt", "ugly")[2] == "ugly"
+
+
+def test_other_kinds_of_priors_are_taken_or_refused_by_name(tiny_models, tmp_path, capsys):
+    folder, controlnet = tiny_models["sd"]
+    texture = ["texture", "--prompt", "a zebra vase", "--steps", "1", "--views", "1", "--preset", "pocket", "--routes", "vae", "latent"]
+    texture = [*texture, "--workers", "1", "--output", str(tmp_path / "out")]
+    assert gradient_lab.main([*texture, "--prior", str(folder), "--controlnet", str(controlnet)]) == 0
+    capsys.readouterr()
+    for family, more, wanted in (
+        ("sdxl", ["--objective", "nfsd"], "--negative-prompt: found nothing, wanted what bad pictures look like: nfsd needs it"),
+        ("zero123", [], "--prior: .* is a zero123 model, which takes a picture, not a prompt; wanted one of sd, sdxl, sd3, flux"),
+        ("sd3", ["--controlnet", str(controlnet)], "--controlnet: found .*, wanted none: "),
+    ):
+        assert gradient_lab.main([*texture, "--prior", str(tiny_models[family][0]), *more]) == 2
+        error = capsys.readouterr().err.strip()
+        assert re.search(wanted, error) and len(error.splitlines()) == 1, error
 
 
 def test_the_judge_speaks_where_it_knows_the_look(lab):
@@ -161,6 +245,12 @@ def test_a_picture_to_start_from(tiny_sdxl, tmp_path):
         (["image", "--prompt", "a vase", "--prior", "no/such/folder"], "--prior: no folder 'no/such/folder'"),
         (["image", "--prompt", "a vase", "--vae", "no/such/vae"], "--vae: no folder 'no/such/vae'"),
         (["image", "--prompt", "a vase", "--t-range", "0.5", "0.1"], "--t-range: found 0.5 0.1"),
+        (["image", "--prompt", "a vase", "--objective", "cds"], "--objective: found 'cds', wanted one of sds, csd, .*did you mean"),
+        (["objectives", "--prompt", "a vase", "--objectives", "sds", "dreamfusion"], "--objectives: found 'dreamfusion', wanted all"),
+        (["objectives", "--prompt", "a vase", "--routes", "pgcn"], "--routes: found 'pgcn'"),
+        (["image", "--prompt", "a vase", "--objective", "nfsd", "--negative-prompt", ""], "--negative-prompt: found nothing, .*nfsd"),
+        (["thresholds", "--prompt", "a vase", "--objective", "csd", "--guidance-scale", "7"], "--guidance-scale: found 7, wanted none"),
+        (["tails", "--objective", "nfsd", "--cfg", "authors"], "--cfg: found authors, wanted none"),
         (["texture", "--mesh", "builtin:bunny"], "--prompt: wanted it, or --pairs ten"),
         (["texture", "--prompt", "a vase", "--mesh", "no/such.obj"], "--mesh: .*no/such.obj"),
         (["texture", "--prompt", "a vase", "--preset", "refernce"], "--preset: .*did you mean 'reference'"),
@@ -173,12 +263,12 @@ def test_a_picture_to_start_from(tiny_sdxl, tmp_path):
     ],
 )
 def test_bad_input_is_one_line_before_anything_is_loaded(arguments, told, capsys, tmp_path, monkeypatch):
-    from threestudio_pgc.diffusion.sdxl import SDXLPrior
+    from threestudio_pgc.diffusion.vae_prior import VAEPrior
 
     def refuse(*args, **kwargs):
         raise AssertionError("a model was loaded first")
 
-    monkeypatch.setattr(SDXLPrior, "from_pretrained", refuse)
+    monkeypatch.setattr(VAEPrior, "from_pretrained", refuse)
     assert gradient_lab.main([*arguments, "--output", str(tmp_path)]) == 2
     error = capsys.readouterr().err.strip()
     assert re.search(told, error) and len(error.splitlines()) == 1, error

@@ -8,8 +8,9 @@ from PIL import Image
 from launch_scripts.lab.image import distil_image, mean_numbers, read_picture
 from launch_scripts.lab.routes import Objective
 from launch_scripts.lab.runs import Interrupted, Monitor
-from launch_scripts.lab.teacher import Model, Prompts
-from launch_scripts.lab.texture import EVAL_VIEWS, TexturedObject, distil_texture, eval_cameras, eval_masks
+from launch_scripts.lab.teacher import POCKET, POCKET_NEGATIVE, Model, Prompts, latent_channels, load_prior
+from launch_scripts.lab.texture import EVAL_VIEWS, SECONDS, TexturedObject, distil_texture, eval_cameras, eval_masks
+from threestudio_pgc.diffusion.prior import local_folder
 from threestudio_pgc.pixelgrad.linear_map import PAPER_ENCODER
 from threestudio_pgc.scene.mesh import load_mesh, normalize
 
@@ -36,14 +37,19 @@ class StopAfter(Monitor):
 
 
 OBJECTIVE = Objective(guidance_scale=7.0, quantile=0.9, window=3)
+# At a rate at which a few steps of the adapter tell.
+VSD = Objective(method="vsd", method_options=(("lora_lr", 0.1),), quantile=0.9, window=3)
 
 
-@pytest.mark.parametrize("route", ["latent", "vae", "linear", "pgc-n-adaptive"])
-def test_an_interrupted_image_is_the_uninterrupted_one_bit_for_bit(model, prompts, tmp_path, route):
+@pytest.mark.parametrize(
+    ("route", "objective"),
+    [("latent", OBJECTIVE), ("vae", OBJECTIVE), ("linear", OBJECTIVE), ("pgc-n-adaptive", OBJECTIVE), ("vae", VSD)],
+)
+def test_an_interrupted_image_is_the_uninterrupted_one_bit_for_bit(model, prompts, tmp_path, route, objective):
     def distil(name, monitor=None):
         (tmp_path / name).mkdir(exist_ok=True)
         linear = PAPER_ENCODER if route == "linear" else None
-        return distil_image(model, prompts, route, OBJECTIVE, steps=7, linear=linear, seed=3, folder=tmp_path / name, monitor=monitor)
+        return distil_image(model, prompts, route, objective, steps=7, linear=linear, seed=3, folder=tmp_path / name, monitor=monitor)
 
     whole, log, last = distil("whole")
     with pytest.raises(Interrupted):
@@ -55,22 +61,24 @@ def test_an_interrupted_image_is_the_uninterrupted_one_bit_for_bit(model, prompt
     assert [entry["step"] for entry in log] == [0, 5] and mean_numbers(log)["norm_p50"] > 0
 
 
-@pytest.mark.parametrize("route", ["latent", "pgc-n-adaptive"])
-def test_an_interrupted_texture_is_the_uninterrupted_one_bit_for_bit(model, prompts, tmp_path, route):
+@pytest.mark.parametrize(("route", "objective"), [("latent", OBJECTIVE), ("pgc-n-adaptive", OBJECTIVE), ("pgc-n-adaptive", VSD)])
+def test_an_interrupted_texture_is_the_uninterrupted_one_bit_for_bit(model, prompts, tmp_path, route, objective):
     mesh = normalize(load_mesh("builtin:vase"))
 
     def distil(name, monitor=None):
         (tmp_path / name).mkdir(exist_ok=True)
         return distil_texture(
-            model, prompts, mesh, route, OBJECTIVE, steps=5, views=2, preset="pocket", seed=3, folder=tmp_path / name, monitor=monitor
+            model, prompts, mesh, route, objective, steps=6, views=2, preset="pocket", seed=3, folder=tmp_path / name, monitor=monitor
         )
 
-    whole, _, _ = distil("whole")
+    whole, log, _ = distil("whole")
     with pytest.raises(Interrupted):
         distil("parts", StopAfter(2))
-    again, _, _ = distil("parts")
+    again, again_log, _ = distil("parts")
     for one, other in zip(whole.field.parameters(), again.field.parameters()):
         assert torch.equal(one, other)
+    assert all(entry.pop(SECONDS) > 0 for entry in log + again_log) and log == again_log
+    assert ("lora_error" in log[-1]) == (objective is VSD)
     untouched = TexturedObject(mesh, model, _route(route), "pocket", seed=3)
     assert any(not torch.equal(one, other) for one, other in zip(whole.field.parameters(), untouched.field.parameters()))
     pictures = whole.look_at(eval_cameras(model))
@@ -81,6 +89,69 @@ def _route(name):
     from launch_scripts.lab.routes import ROUTES
 
     return ROUTES[name]
+
+
+def test_the_adapter_of_a_run_is_told_the_camera_and_leaves_the_next_run_a_clean_network(model, prompts, tmp_path):
+    load_prior.cache_clear()
+    before = load_prior(model)
+
+    def distil(camera):
+        options = (("lora_lr", 0.1), ("camera", camera))
+        (tmp_path / str(camera)).mkdir()
+        thing, _, _ = distil_texture(
+            model,
+            prompts,
+            normalize(load_mesh("builtin:vase")),
+            "vae",
+            Objective(method="vsd", method_options=options),
+            steps=3,
+            views=1,
+            preset="pocket",
+            folder=tmp_path / str(camera),
+        )
+        return thing
+
+    fields = [list(distil(camera).field.parameters()) for camera in (True, False)]
+    assert any(not torch.equal(one, other) for one, other in zip(*fields))
+    assert any(layer._forward_hooks for layer in before.network.modules())
+    assert not any(layer._forward_hooks for layer in load_prior(model).network.modules())
+
+
+@pytest.mark.parametrize("family", ["sd", "sd-v", "sd3"])
+def test_any_family_that_takes_a_prompt_is_distilled(tiny_models, tmp_path, family, monkeypatch):
+    monkeypatch.setenv("PGC_CACHE", str(tmp_path / "cache"))
+    folder, controlnet = tiny_models[family]
+    model = Model(prior=str(folder), controlnet=None if controlnet is None else str(controlnet))
+    assert latent_channels(model) == load_prior(model).latent_channels == (16 if family == "sd3" else 4)
+    prompts = Prompts(model, "a zebra vase")
+    for name in ("image", "texture"):
+        (tmp_path / name).mkdir()
+    plain = Model(prior=str(folder))  # a picture has no depth for a ControlNet
+    picture, _, last = distil_image(plain, prompts, "pgc-n", OBJECTIVE, steps=2, folder=tmp_path / "image")
+    assert picture.shape == (1, 32, 32, 3) and last.raw.abs().sum() > 0
+    mesh = normalize(load_mesh("builtin:vase"))
+    thing, log, last = distil_texture(
+        model, prompts, mesh, "pgc-n", OBJECTIVE, steps=2, views=1, preset="pocket", folder=tmp_path / "texture"
+    )
+    assert thing.look_at(eval_cameras(model)[:1]).shape == (1, 32, 32, 3) and last.raw.abs().sum() > 0 and log
+
+
+def test_channels_are_known_before_a_flux_is_loaded(tiny_models):
+    assert latent_channels(Model(prior=str(tiny_models["flux"][0]))) == 16
+
+
+def test_a_negative_prompt_of_its_own_stands_beside_the_empty_prompt(model, tmp_path, monkeypatch):
+    monkeypatch.setenv("PGC_CACHE", str(tmp_path))
+    prompts, plain = Prompts(model, "a zebra vase", "red"), Prompts(model, "a zebra vase")
+    together, apart = prompts.plain(2), prompts.plain(2, separate_negative=True)
+    assert together.negatives is None and apart.negatives.shape == (1, *apart.uncond.shape)
+    assert torch.equal(apart.negatives[0], together.uncond) and torch.equal(apart.pooled_negatives[0], together.pooled_uncond)
+    assert torch.equal(apart.uncond, plain.plain(2).uncond) and not torch.equal(apart.uncond, together.uncond)
+
+
+def test_the_bundled_models_negative_prompt_is_in_its_vocabulary():
+    known = (local_folder(POCKET) / "vocabulary.txt").read_text().split()
+    assert set(POCKET_NEGATIVE.replace(",", "").split()) <= set(known)
 
 
 def test_the_object_is_where_the_masks_say(model):
