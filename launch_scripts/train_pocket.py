@@ -1,16 +1,18 @@
-"""Trains the bundled "pocket" model from nothing: renders, VAE, U-Net with text encoders, depth ControlNet, export.
+"""Trains the bundled "pocket" model from nothing: renders, VAE, U-Net with text encoders, depth ControlNet, export, normal ControlNet.
 
     python launch_scripts/train_pocket.py                     # everything, about 80 minutes on two cores
     python launch_scripts/train_pocket.py --stage unet --minutes-unet 20 --resume
+    python launch_scripts/train_pocket.py --stage normal --views 2560            # a normal ControlNet for the model that is in --assets
     python launch_scripts/train_pocket.py --smoke --output /tmp/pocket   # every stage in a minute, to see that it runs
 
-Work files go to --output (default: pocket_training/, which git ignores); `export` writes the two model folders to --assets.
+Work files go to --output (default: pocket_training/, which git ignores); `export` and `normal` write the model folders to --assets.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -22,10 +24,10 @@ import torch.multiprocessing as mp
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from launch_scripts.pocket import export, renders, text, unet, vae  # noqa: E402
+from launch_scripts.pocket import export, normals, renders, text, unet, vae  # noqa: E402
 from launch_scripts.pocket.training import Schedule, checkpoint_path, load_modules, train  # noqa: E402
 
-STAGES = ("data", "vae", "encode", "text", "unet", "controlnet", "export")
+STAGES = ("data", "vae", "encode", "text", "unet", "controlnet", "export", "normal")
 
 # Sizes of the shipped model, and of a model that only shows that every stage runs.
 FULL = {
@@ -46,6 +48,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--minutes-vae", type=float, default=14.0)
     parser.add_argument("--minutes-unet", type=float, default=30.0, help="U-Net and text encoders without control")
     parser.add_argument("--minutes-controlnet", type=float, default=20.0, help="ControlNet and U-Net together")
+    parser.add_argument("--minutes-normal", type=float, default=12.0, help="normal ControlNet alone")
+    parser.add_argument("--views", type=int, default=None, help="rendered views, else 10240; four pictures each")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true", help="continue each stage from its checkpoint; without it stages begin anew")
@@ -53,7 +57,9 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(arguments)
     if args.workers < 1:
         parser.error(f"--workers: {args.workers}; want at least 1")
-    for name in ("vae", "unet", "controlnet"):
+    if args.views is not None and args.views < 4:
+        parser.error(f"--views: {args.views}; want at least 4")
+    for name in ("vae", "unet", "controlnet", "normal"):
         if getattr(args, f"minutes_{name}") <= 0:
             parser.error(f"--minutes-{name}: want more than 0")
     if args.smoke:
@@ -115,7 +121,10 @@ def encode(output: Path, worker: int, workers: int) -> None:
 
 
 def stage_text(args, sizes) -> None:
-    tokenizer = text.build_tokenizer(args.output / "tokenizer")
+    write_tokens(args, text.build_tokenizer(args.output / "tokenizer"))
+
+
+def write_tokens(args, tokenizer) -> None:
     records = json.loads((args.output / "records.json").read_text())
     captions = [caption for record in records for caption in record["captions"]]
     ids = text.tokenize(tokenizer, captions).numpy().astype(np.int16).reshape(len(records), -1, text.MAX_LENGTH)
@@ -154,10 +163,27 @@ def stage_export(args, sizes) -> None:
     export.export(modules, args.output, args.assets)
 
 
+def stage_normal(args, sizes) -> None:
+    from transformers import CLIPTokenizer
+
+    if not (args.output / "vae").exists():  # a folder that did not make the model
+        shutil.copytree(args.assets / export.PIPELINE / "vae", args.output / "vae")
+    if not (args.output / "latents.npy").exists():
+        stage_data(args, sizes)
+        stage_encode(args, sizes)
+    # The finished model's own tokenizer: one that is built again numbers some words otherwise.
+    write_tokens(args, CLIPTokenizer.from_pretrained(args.assets / export.PIPELINE / "tokenizer"))
+    torch.manual_seed(args.seed + 2)
+    stage = normals.NormalStage(args.assets, args.output, sizes["batch"])
+    schedule = Schedule(args.minutes_normal, sizes["steps"], args.workers, 4e-4, decay_from=0.3, seed=args.seed + 7, preview_seconds=240)
+    export.export_normal(train(stage, schedule, args.output, args.resume)["controlnet"], args.assets)
+
+
 def main(arguments: list[str] | None = None) -> None:
     args = parse_args(arguments)
     torch.set_num_threads(1)
-    sizes = SMOKE if args.smoke else FULL
+    sizes = dict(SMOKE if args.smoke else FULL)
+    sizes["views"] = args.views or sizes["views"]
     args.output.mkdir(parents=True, exist_ok=True)
     for name in STAGES if args.stage == "all" else (args.stage,):
         started = time.time()

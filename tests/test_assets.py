@@ -7,11 +7,11 @@ import pytest
 import torch
 
 ASSETS = Path(__file__).resolve().parents[1] / "custom" / "threestudio_pgc" / "assets"
-POCKET, CONTROL = ASSETS / "pocket", ASSETS / "pocket-controlnet-depth"
+POCKET, CONTROLS = ASSETS / "pocket", [ASSETS / f"pocket-controlnet-{kind}" for kind in ("depth", "normal")]
 
 
 def test_sizes_and_formats():
-    files = [path for folder in (POCKET, CONTROL) for path in folder.rglob("*") if path.is_file()]
+    files = [path for folder in (POCKET, *CONTROLS) for path in folder.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 60e6
     assert not [path for path in files if path.suffix in (".bin", ".pt", ".ckpt", ".pkl")]
     for weights in (path for path in files if path.suffix == ".safetensors"):
@@ -47,9 +47,11 @@ def test_every_word_of_the_vocabulary_is_one_token(pipeline):
         assert all(len(tokenizer(word, add_special_tokens=False).input_ids) == 1 for word in words)
 
 
-def test_its_noise_prediction_is_better_than_none_and_depth_makes_it_better():
-    """On a render it has never seen the error of epsilon lies under that of predicting nothing (1), and depth lowers it."""
-    from threestudio_pgc.diffusion.control import depth_control
+@pytest.mark.parametrize("kind", ["depth", "normal"])
+def test_its_noise_prediction_is_better_than_none_and_control_makes_it_better(kind):
+    """On a render it has never seen the error of epsilon lies under that of predicting nothing (1), and control lowers it. Normals
+    whose right and left are exchanged lower it less: the renderer and the net mean the same by red."""
+    from threestudio_pgc.diffusion.control import make_control
     from threestudio_pgc.diffusion.prompts import encode_prompts, make_conditioning
     from threestudio_pgc.diffusion.sdxl import SDXLPrior
     from threestudio_pgc.scene.cameras import orbit_cameras
@@ -60,7 +62,7 @@ def test_its_noise_prediction_is_better_than_none_and_depth_makes_it_better():
     buffers = render_gbuffer(normalize(load_mesh("builtin:bunny")), orbit_cameras(4), 128, 128, make_rasterizer("cpu"))
     red = torch.tensor([0.8, 0.07, 0.06]).expand(len(buffers.indices), 3)
     image = composite(red, buffers, torch.full((4, 128, 128, 3), 0.7))
-    prior = SDXLPrior.from_pretrained("builtin:pocket", controlnet="builtin:pocket-controlnet-depth")
+    prior = SDXLPrior.from_pretrained("builtin:pocket", controlnet=f"builtin:pocket-controlnet-{kind}")
     encoded = encode_prompts("builtin:pocket", ["a red bunny", ""], use_cache=False)
     conditioning = make_conditioning(encoded, ["a red bunny"] * 4, "")
     generator = torch.Generator().manual_seed(0)
@@ -70,6 +72,8 @@ def test_its_noise_prediction_is_better_than_none_and_depth_makes_it_better():
         noise = torch.randn(latents.shape, generator=generator)
         noisy = prior.noise_level(timesteps).add_noise(latents, noise)
         plain = prior.predict_noise(noisy, timesteps, conditioning).cond
-        guided = prior.predict_noise(noisy, timesteps, conditioning, depth_control(buffers.depth, buffers.opacity)).cond
-    errors = [(prediction - noise).square().mean().item() for prediction in (plain, guided)]
+        right, mirrored = (make_control(kind, vars(buffers), normal_convention=style) for style in ("opengl", "normalbae"))
+        guided, misled = (prior.predict_noise(noisy, timesteps, conditioning, control).cond for control in (right, mirrored))
+    errors = [(prediction - noise).square().mean().item() for prediction in (plain, guided, misled)]
     assert errors[1] < errors[0] < 0.3, errors
+    assert errors[1] == errors[2] if kind == "depth" else errors[1] < errors[2], errors

@@ -11,7 +11,7 @@ from torch import nn
 
 from .captions import vocabulary
 
-PIPELINE, CONTROL = "pocket", "pocket-controlnet-depth"
+PIPELINE, CONTROL, NORMAL_CONTROL = "pocket", "pocket-controlnet-depth", "pocket-controlnet-normal"
 
 
 def export(modules: dict[str, nn.Module], folder: Path, assets: Path) -> None:
@@ -59,6 +59,16 @@ def export(modules: dict[str, nn.Module], folder: Path, assets: Path) -> None:
         clean_config(config)
     size = sum(path.stat().st_size for part in (PIPELINE, CONTROL) for path in (assets / part).rglob("*") if path.is_file())
     print(f"export: {size / 2**20:.1f} MiB in {target} and {assets / CONTROL}", flush=True)
+
+
+def export_normal(controlnet: nn.Module, assets: Path) -> None:
+    """Writes `assets`/pocket-controlnet-normal, for the pipeline that lies beside it."""
+    folder = assets / NORMAL_CONTROL
+    shutil.rmtree(folder, ignore_errors=True)
+    controlnet.to(dtype=torch.float16).save_pretrained(folder, safe_serialization=True)
+    for config in folder.rglob("*config.json"):
+        clean_config(config)
+    print(f"export: {folder}", flush=True)
 
 
 def clean_config(config: Path) -> None:

@@ -1,4 +1,4 @@
-"""The training set: pictures of textured shapes from the cameras distillation uses, with their depth, made in seeded, resumable chunks."""
+"""The training set: pictures of textured shapes from the cameras distillation uses, with depth and normals, in seeded, resumable chunks."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from scipy.ndimage import gaussian_filter
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "custom"))
 
+from threestudio_pgc.diffusion.control import normal_control
 from threestudio_pgc.scene.cameras import fovy_from_focal, look_at_cameras
 from threestudio_pgc.scene.gbuffer import render_gbuffer
 from threestudio_pgc.scene.mesh import TriangleMesh, builtin_mesh_names, load_mesh, normalize
@@ -51,6 +52,7 @@ class View:
     normal: np.ndarray  # (N, 3)
     facing: np.ndarray  # (N,) cosine between normal and the direction to the camera
     control: np.ndarray  # (SIZE, SIZE) float32: near 1, far end of the object 0.2, background 0
+    normal_control: np.ndarray  # (SIZE, SIZE, 3) float32 in [0, 1]: `normal_control` in the convention "opengl"
 
 
 def shrink(image: np.ndarray) -> np.ndarray:
@@ -71,6 +73,7 @@ def render_views(mesh: TriangleMesh, cameras: list[tuple[float, float, float, fl
     batch = look_at_cameras(elevation, azimuth, distance, fovy_from_focal(focal))
     with torch.no_grad():
         g = render_gbuffer(mesh, batch, side, side, backend, smooth=False)
+        normals = normal_control(g.view_normal, g.opacity, "opengl").numpy()
     out = []
     for k in range(len(cameras)):
         mask = g.mask[k].numpy()
@@ -80,7 +83,7 @@ def render_views(mesh: TriangleMesh, cameras: list[tuple[float, float, float, fl
         depth = g.depth[k, ..., 0].numpy()
         near, far = (depth[mask].min(), depth[mask].max()) if mask.any() else (0.0, 1.0)
         control = np.where(mask, 1.0 - 0.8 * (depth - near) / max(far - near, 1e-6), 0.0)
-        out.append(View(mask, position, normal, facing, shrink(control).astype(np.float32)))
+        out.append(View(mask, position, normal, facing, shrink(control).astype(np.float32), shrink(normals[k])))
     return out
 
 
@@ -113,14 +116,15 @@ def shade(view: View, albedo: np.ndarray, rng: np.random.Generator) -> np.ndarra
 
 
 def make_chunk(index: int, seed: int, pool: list[Shape], backend, views: int = VIEWS_PER_CHUNK):
-    """Renders of chunk `index`: images (views * LOOKS_PER_VIEW, SIZE, SIZE, 3) uint8, control (views, SIZE, SIZE) uint8, and one
-    record an image.
+    """Renders of chunk `index`: images (views * LOOKS_PER_VIEW, SIZE, SIZE, 3) uint8, control (views, SIZE, SIZE) and normals
+    (views, SIZE, SIZE, 3) uint8, and one record an image.
 
     A chunk depends on (seed, index) alone, so neither the number of workers nor an interruption changes the set.
     """
     rng = np.random.default_rng((seed, index))
     images = np.empty((views * LOOKS_PER_VIEW, SIZE, SIZE, 3), np.uint8)
     control = np.empty((views, SIZE, SIZE), np.uint8)
+    normals = np.empty((views, SIZE, SIZE, 3), np.uint8)
     weights = np.array([shape.weight for shape in pool])
     records = []
     # Four views of one shape at a time, to share its set-up.
@@ -131,6 +135,7 @@ def make_chunk(index: int, seed: int, pool: list[Shape], backend, views: int = V
         cameras = [sample_camera(rng) for _ in range(min(4, views - first))]
         for offset, (camera, view) in enumerate(zip(cameras, render_views(mesh, cameras, backend))):
             control[first + offset] = np.rint(view.control * 255)
+            normals[first + offset] = np.rint(view.normal_control * 255)
             surface = Surface(view.position, view.normal * np.sign(view.facing + 0.3)[:, None], shape.samples, shape.radius)
             for k in range(LOOKS_PER_VIEW):
                 look, row = sample_look(rng), (first + offset) * LOOKS_PER_VIEW + k
@@ -142,7 +147,7 @@ def make_chunk(index: int, seed: int, pool: list[Shape], backend, views: int = V
                 word = view_name(camera[0], camera[1])
                 captions = [sample_caption(look, shape.name, word, blurry, rng) for _ in range(CAPTIONS_PER_IMAGE)]
                 records.append({"look": asdict(look), "shape": shape.name, "view": word, "blurry": blurry, "captions": captions})
-    return images, control, records
+    return images, control, normals, records
 
 
 def make_data(directory: Path, views: int, seed: int, worker: int = 0, workers: int = 1, per_chunk: int = VIEWS_PER_CHUNK) -> None:
@@ -159,9 +164,9 @@ def make_data(directory: Path, views: int, seed: int, worker: int = 0, workers: 
         pool = pools[chunk % BUNDLED_EVERY == BUNDLED_EVERY - 1]
         if path.exists() or not pool:
             continue
-        images, control, records = make_chunk(chunk, seed, pool, backend, per_chunk)
+        images, control, normals, records = make_chunk(chunk, seed, pool, backend, per_chunk)
         partial = path.with_suffix(".part.npz")
-        np.savez(partial, images=images, control=control, records=json.dumps(records))
+        np.savez(partial, images=images, control=control, normals=normals, records=json.dumps(records))
         partial.rename(path)
         done += 1
         if worker == 0 and done % 10 == 0:
@@ -171,16 +176,18 @@ def make_data(directory: Path, views: int, seed: int, worker: int = 0, workers: 
 
 
 def pack_data(directory: Path) -> int:
-    """Joins the chunks into images.npy, control.npy and records.json; returns the number of images."""
+    """Joins the chunks into images.npy, control.npy, normals.npy and records.json; returns the number of images."""
     paths = sorted((directory / "chunks").glob("[0-9]*[0-9].npz"))
-    images, control, records = [], [], []
+    images, control, normals, records = [], [], [], []
     for path in paths:
         with np.load(path) as part:
             images.append(part["images"])
             control.append(part["control"])
+            normals.append(part["normals"])
             records += json.loads(str(part["records"]))
     np.save(directory / "images.npy", np.concatenate(images))
     np.save(directory / "control.npy", np.concatenate(control))
+    np.save(directory / "normals.npy", np.concatenate(normals))
     (directory / "records.json").write_text(json.dumps(records))
     return len(records)
 

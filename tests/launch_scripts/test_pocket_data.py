@@ -133,6 +133,7 @@ def test_view_of_nothing_has_no_control():
     mesh = renders.TriangleMesh(*(renders.torch.as_tensor(part) for part in (np.full((3, 3), 50.0, np.float32), np.array([[0, 1, 2]]))))
     view = renders.render_views(mesh, [(0, 0, 2.2, 1.0)], renders.make_rasterizer("cpu"))[0]
     assert not view.mask.any() and not view.control.any() and view.position.shape == (0, 3)
+    np.testing.assert_allclose(view.normal_control, np.broadcast_to([0.5, 0.5, 1.0], (128, 128, 3)))
 
 
 def test_chunk_depends_on_seed_and_number_only(cube):
@@ -143,23 +144,25 @@ def test_chunk_depends_on_seed_and_number_only(cube):
     for a, b in zip(first, again):
         np.testing.assert_array_equal(a, b)
     assert (first[0] != other[0]).any()
-    images, control, records = first
-    assert images.shape == (8, 128, 128, 3) and control.shape == (2, 128, 128) and len(records) == 8
+    images, control, normals, records = first
+    assert images.shape == (8, 128, 128, 3) and control.shape == (2, 128, 128) and normals.shape == (2, 128, 128, 3) and len(records) == 8
 
 
 def test_control_agrees_with_the_guidance(cube):
-    """The ControlNet is trained on what `depth_control` feeds it later, but for pixels on the silhouette."""
+    """The ControlNets are trained on what `make_control` feeds them later, but for pixels on the silhouette."""
     torch = renders.torch
-    from threestudio_pgc.diffusion.control import depth_control
+    from threestudio_pgc.diffusion.control import make_control
 
     backend = renders.make_rasterizer("cpu")
     mesh = renders.TriangleMesh(torch.as_tensor(cube.vertices, dtype=torch.float32), torch.as_tensor(cube.faces))
     camera = (20.0, 30.0, 2.4, 0.9)
-    ours = renders.render_views(mesh, [camera], backend)[0].control
+    view = renders.render_views(mesh, [camera], backend)[0]
+    ours = view.control
     e, a, d, f = (torch.tensor([value]) for value in camera)
     g = renders.render_gbuffer(mesh, renders.look_at_cameras(e, a, d, renders.fovy_from_focal(f)), 128, 128, backend, smooth=False)
-    theirs = depth_control(g.depth, g.opacity)[0, ..., 0].numpy()
+    theirs = make_control("depth", vars(g))[0, ..., 0].numpy()
     assert np.percentile(np.abs(ours - theirs), 97) < 0.03
+    assert np.percentile(np.abs(view.normal_control - make_control("normal", vars(g))[0].numpy()), 97) < 0.03
     assert ours.max() == pytest.approx(1.0, abs=0.02) and (ours == 0).any()
 
 

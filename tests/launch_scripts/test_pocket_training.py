@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from launch_scripts import train_pocket
-from launch_scripts.pocket import captions, text, unet, vae
+from launch_scripts.pocket import captions, normals, text, unet, vae
 from launch_scripts.pocket.training import Schedule, checkpoint_path, rate_factor, train
 
 
@@ -63,6 +63,27 @@ def test_exported_controlnet_steers_the_pipeline(output):
 
     near, far = run(torch.ones(1, 3, 128, 128)), run(torch.zeros(1, 3, 128, 128))
     assert np.isfinite(near).all() and np.abs(near - far).max() > 1e-3
+
+
+def test_the_normal_controlnet_learns_with_everything_else_frozen(output, tmp_path):
+    torch.manual_seed(0)
+    stage = normals.NormalStage(output / "assets", output, batch=4)
+    stage.preview = lambda modules, folder: None
+    before = [parameter.clone() for parameter in stage.modules["controlnet"].parameters()]
+    train(stage, Schedule(5, 10, 1, 2e-3, warmup_steps=2, log_seconds=-1.0), tmp_path, resume=False)
+    assert any(not torch.equal(a, b) for a, b in zip(before, stage.modules["controlnet"].parameters()))
+    assert all(parameter.grad is None for module in stage.frozen.values() for parameter in module.parameters())
+    assert set(stage.errors(stage.modules["controlnet"], timesteps=(300,))) == {"none", "right", "red mirrored"}
+    saved = output / "assets" / "pocket-controlnet-normal"
+    assert {path.name for path in saved.iterdir()} == {"config.json", "diffusion_pytorch_model.safetensors"}
+
+
+def test_a_mirrored_normal_image_is_that_of_the_mirrored_view():
+    rng = np.random.default_rng(0)
+    view = rng.integers(0, 256, (4, 6, 3), dtype=np.uint8)
+    mirrored = normals.mirror(view)
+    assert np.array_equal(mirrored[:, :, 1:], view[:, ::-1, 1:]) and np.array_equal(mirrored[..., 0], 255 - view[:, ::-1, 0])
+    assert np.array_equal(normals.mirror(mirrored), view)
 
 
 def test_pipeline_embeds_as_the_training_did(output):
