@@ -23,7 +23,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "custom"))
 
-from threestudio_pgc.diffusion.prior import DTYPES, resolve_vae_dtype
+from threestudio_pgc.diffusion.precision import DTYPES, resolve_vae_dtype
 
 ARCHITECTURES = Path(__file__).resolve().parent / "architectures"
 STAGES = {"training": "Stays on the device during training", "encoding": "Freed after encoding"}

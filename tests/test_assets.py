@@ -51,8 +51,9 @@ def test_every_word_of_the_vocabulary_is_one_token(pipeline):
 def test_its_noise_prediction_is_better_than_none_and_control_makes_it_better(kind):
     """On a render it has never seen the error of epsilon lies under that of predicting nothing (1), and control lowers it. Normals
     whose right and left are exchanged lower it less: the renderer and the net mean the same by red."""
+    from threestudio_pgc.diffusion.conditioning import make_conditioning
     from threestudio_pgc.diffusion.control import make_control
-    from threestudio_pgc.diffusion.prompts import encode_prompts, make_conditioning
+    from threestudio_pgc.diffusion.prompts import encode_prompts
     from threestudio_pgc.diffusion.sdxl import SDXLPrior
     from threestudio_pgc.scene.cameras import orbit_cameras
     from threestudio_pgc.scene.gbuffer import composite, render_gbuffer

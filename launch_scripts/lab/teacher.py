@@ -11,23 +11,22 @@ import torch
 from torch import Tensor
 
 from threestudio_pgc.diffusion import families
+from threestudio_pgc.diffusion.conditioning import direction_index, make_conditioning, view_prompts
 from threestudio_pgc.diffusion.methods import METHODS, Method
-from threestudio_pgc.diffusion.prior import (
+from threestudio_pgc.diffusion.model_files import (
     CONTROLNET_KEY,
     MODEL,
     MODEL_KEY,
     SCHEDULER,
     VAE,
     VAE_KEY,
-    Conditioning,
-    PriorError,
     current_id,
     family_of,
     find_model,
     find_single,
     read_config,
 )
-from threestudio_pgc.diffusion.prompts import direction_index, make_conditioning, view_prompts
+from threestudio_pgc.diffusion.prior import Conditioning, PriorError
 from threestudio_pgc.diffusion.prompts import encode_prompts as encode_texts
 from threestudio_pgc.diffusion.vae_prior import VAEPrior
 from threestudio_pgc.diffusion.zero123 import Zero123Prior

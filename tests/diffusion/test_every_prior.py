@@ -7,7 +7,8 @@ from tests.diffusion.tiny import random_conditioning
 from threestudio_pgc.diffusion.distillation import distill
 from threestudio_pgc.diffusion.families import PRIORS, load_prior
 from threestudio_pgc.diffusion.methods import METHODS, Views, make_method
-from threestudio_pgc.diffusion.prior import FAMILIES, Conditioning, LatentPrior
+from threestudio_pgc.diffusion.model_files import FAMILIES
+from threestudio_pgc.diffusion.prior import Conditioning, LatentPrior
 from threestudio_pgc.pixelgrad import clip_norm, none, pixel_norm
 
 KINDS = ["sd", "sd-v", "sd-control", "sdxl", "sdxl-control", "zero123", "sd3", "flux"]

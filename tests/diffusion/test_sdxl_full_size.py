@@ -84,7 +84,7 @@ def test_the_schedule_is_sdxls(prior):
 
 def test_half_precision_of_the_original_vae_is_avoided():
     """What the loader decides on CUDA; deciding needs none."""
-    from threestudio_pgc.diffusion.prior import resolve_vae_dtype
+    from threestudio_pgc.diffusion.precision import resolve_vae_dtype
 
     half, full = torch.float16, torch.float32
     assert resolve_vae_dtype("auto", half, VAE["force_upcast"], "cuda") == full

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from tests.diffusion.tiny import build_tiny_sd, build_tiny_sd3, build_tiny_sd_controlnet, random_conditioning, sd_unet_config
-from threestudio_pgc.diffusion import prior as prior_module
-from threestudio_pgc.diffusion.prior import UNET, VAE, LatentPrior, MovedModelWarning, PriorError, stored_parameters
+from threestudio_pgc.diffusion import model_files
+from threestudio_pgc.diffusion.model_files import UNET, VAE, MovedModelWarning, stored_parameters
+from threestudio_pgc.diffusion.prior import LatentPrior, PriorError
 from threestudio_pgc.diffusion.sdxl import SDXLPrior
 from threestudio_pgc.diffusion.stable_diffusion import StableDiffusionPrior
 from threestudio_pgc.diffusion.stable_diffusion_3 import StableDiffusion3Prior
@@ -188,7 +189,7 @@ def test_a_folder_of_another_family_is_refused_and_says_what_to_use(tiny_sd, tin
 def test_a_u_net_of_another_family_is_refused(tiny_sdxl):
     with pytest.raises(PriorError, match="addition_embed_type is 'text_time', wanted none: this is no Stable Diffusion 1 or 2"):
         StableDiffusionPrior.from_config(
-            {part: prior_module.read_config(tiny_sdxl, where) for part, where in (("vae", VAE), ("unet", UNET))} | {"scheduler": {}}
+            {part: model_files.read_config(tiny_sdxl, where) for part, where in (("vae", VAE), ("unet", UNET))} | {"scheduler": {}}
         )
 
 
@@ -200,10 +201,10 @@ def test_controlnets_of_another_family_are_refused(tiny_sd, tiny_sdxl, tiny_cont
 
 
 def test_parts_of_the_architecture_alone(tiny_sd):
-    configs = {"vae": prior_module.read_config(tiny_sd, VAE), "unet": sd_unet_config(), "controlnet": sd_unet_config()}
+    configs = {"vae": model_files.read_config(tiny_sd, VAE), "unet": sd_unet_config(), "controlnet": sd_unet_config()}
     for name in ("sample_size", "out_channels", "up_block_types"):
         del configs["controlnet"][name]
-    configs["scheduler"] = prior_module.read_config(tiny_sd, prior_module.SCHEDULER)
+    configs["scheduler"] = model_files.read_config(tiny_sd, model_files.SCHEDULER)
     prior = StableDiffusionPrior.from_config(configs)
     assert prior.device.type == "meta" and len(prior.controlnets) == 1
 
@@ -242,9 +243,9 @@ def test_parameters_are_counted_without_loading_them(tiny_sd, part, name):
 
 def test_weights_that_do_not_fit_into_memory_are_refused_before_loading(tiny_sd, monkeypatch):
     needed = 4 * sum(stored_parameters(tiny_sd / part.subfolder, [f"{part.stem}.safetensors"]) for part in (UNET, VAE))
-    monkeypatch.setattr(prior_module, "_free_memory", lambda _: needed)
+    monkeypatch.setattr(model_files, "_free_memory", lambda _: needed)
     StableDiffusionPrior.from_pretrained(tiny_sd)
-    monkeypatch.setattr(prior_module, "_free_memory", lambda _: needed - 1)
+    monkeypatch.setattr(model_files, "_free_memory", lambda _: needed - 1)
     StableDiffusionPrior.from_pretrained(tiny_sd, dtype="bf16")
     message = "weights of VAE, denoising network and ControlNets take 0.0 GiB on cpu, where 0.0 GiB are free; dtype=bf16 halves it"
     with pytest.raises(PriorError, match=message):

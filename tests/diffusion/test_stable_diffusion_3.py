@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from tests.diffusion.tiny import build_tiny_sd3, random_conditioning, transformer_config
-from threestudio_pgc.diffusion.prior import SCHEDULER, TRANSFORMER, VAE, LatentPrior, PriorError, read_config, stored_parameters
+from threestudio_pgc.diffusion.model_files import SCHEDULER, TRANSFORMER, VAE, read_config, stored_parameters
+from threestudio_pgc.diffusion.prior import LatentPrior, PriorError
 from threestudio_pgc.diffusion.stable_diffusion_3 import StableDiffusion3Prior
 from threestudio_pgc.pixelgrad import pullback
 

@@ -10,7 +10,7 @@ from launch_scripts.lab.routes import Objective
 from launch_scripts.lab.runs import Interrupted, Monitor
 from launch_scripts.lab.teacher import POCKET, POCKET_NEGATIVE, Model, Prompts, latent_channels, load_prior
 from launch_scripts.lab.texture import EVAL_VIEWS, SECONDS, TexturedObject, distil_texture, eval_cameras, eval_masks
-from threestudio_pgc.diffusion.prior import local_folder
+from threestudio_pgc.diffusion.model_files import local_folder
 from threestudio_pgc.pixelgrad.linear_map import PAPER_ENCODER
 from threestudio_pgc.scene.mesh import load_mesh, normalize
 

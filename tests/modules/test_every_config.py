@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from threestudio_pgc.diffusion.prior import FAMILIES
+from threestudio_pgc.diffusion.model_files import FAMILIES
 
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
 FAMILY = {guidance: family for family, (_, guidance) in FAMILIES.items()}

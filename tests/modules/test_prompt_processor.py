@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.diffusion.tiny import build_tiny_sd
-from threestudio_pgc.diffusion.prompts import perp_neg
+from threestudio_pgc.diffusion.conditioning import perp_neg
 from threestudio_pgc.modules.prompt_processor import PromptProcessor
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from .flux import FluxPrior
-from .prior import MODEL_KEY, current_id, family_of, find_model
+from .model_files import MODEL_KEY, current_id, family_of, find_model
 from .sdxl import SDXLPrior
 from .stable_diffusion import StableDiffusionPrior
 from .stable_diffusion_3 import StableDiffusion3Prior

@@ -9,7 +9,8 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from . import schedule
-from .prior import TRANSFORMER, Conditioning, NoiseLevel, PriorError
+from .model_files import TRANSFORMER
+from .prior import Conditioning, NoiseLevel, PriorError
 from .vae_prior import Condition, VAEPrior
 
 

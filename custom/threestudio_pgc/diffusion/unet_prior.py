@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from . import schedule
-from .prior import CONTROLNET_KEY, UNET, NoiseLevel, PriorError
+from .model_files import CONTROLNET_KEY, UNET
+from .prior import NoiseLevel, PriorError
 from .vae_prior import Condition, VAEPrior
 
 

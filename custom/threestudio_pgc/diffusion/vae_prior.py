@@ -12,33 +12,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .prior import (
+from .model_files import (
     CONTROLNET_KEY,
     MODEL,
     MODEL_KEY,
     SCHEDULER,
     VAE,
     VAE_KEY,
-    Conditioning,
-    NoiseLevel,
-    NoisePrediction,
     Part,
-    PriorError,
     Wanted,
     check_family,
     check_memory,
     current_id,
     find_model,
     find_single,
-    freeze,
     load_module,
-    memory_note,
     read_config,
-    resolve_dtype,
-    resolve_vae_dtype,
-    set_attention,
-    without_autocast,
 )
+from .precision import freeze, memory_note, resolve_dtype, resolve_vae_dtype, set_attention, without_autocast
+from .prior import Conditioning, NoiseLevel, NoisePrediction, PriorError
 
 Control = Tensor | Sequence[Tensor] | None
 
@@ -64,7 +56,7 @@ class VAEPrior:
     guidance would harm this checkpoint, or None).
     """
 
-    FAMILY: ClassVar[str]  # a key of `prior.FAMILIES`
+    FAMILY: ClassVar[str]  # a key of `model_files.FAMILIES`
     WHAT: ClassVar[str]  # the pipeline's class, as errors name it
     NETWORK: ClassVar[str]  # what the denoising network is called in logs
     NETWORK_PART: ClassVar[Part]  # where it lies in a pipeline's folder; its subfolder is its key in `from_config`

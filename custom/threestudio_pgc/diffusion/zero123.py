@@ -17,21 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .prior import (
-    CONTROLNET_KEY,
-    MODEL_KEY,
-    PIPELINE_INDEX,
-    Conditioning,
-    Part,
-    PriorError,
-    check_family,
-    choose_variant,
-    find_model,
-    freeze,
-    load_module,
-    resolve_dtype,
-    without_autocast,
-)
+from .model_files import CONTROLNET_KEY, MODEL_KEY, PIPELINE_INDEX, Part, check_family, choose_variant, find_model, load_module
+from .precision import freeze, resolve_dtype, without_autocast
+from .prior import Conditioning, PriorError
 from .unet_prior import UNetPrior
 
 # Public repositories that load as they are: safetensors, and every part in the folder.

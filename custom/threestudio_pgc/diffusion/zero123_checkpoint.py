@@ -12,7 +12,8 @@ from pickle import UnpicklingError
 import torch
 from torch import Tensor, nn
 
-from .prior import PIPELINE_INDEX, UNET, VAE, PriorError
+from .model_files import PIPELINE_INDEX, UNET, VAE
+from .prior import PriorError
 from .zero123 import IMAGE_ENCODER, POSE_NUMBERS, PROJECTIONS, READY
 
 KEY = "checkpoint"

@@ -6,16 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
+from ..diffusion.conditioning import PromptEmbedding, direction_index, make_conditioning, make_perp_neg_conditioning, view_prompts
 from ..diffusion.prior import Conditioning
-from ..diffusion.prompts import (
-    PromptEmbedding,
-    PromptWarning,
-    direction_index,
-    encode_prompts,
-    make_conditioning,
-    make_perp_neg_conditioning,
-    view_prompts,
-)
+from ..diffusion.prompts import PromptWarning, encode_prompts
 from ..host import BaseObject, get_device, info, register, warn
 
 
@@ -24,7 +17,7 @@ class Prompts:
     """The encoded prompts of a run: what the guidance calls `prompt_utils`.
 
     prompt: as written. prompts_vd: the same from the side, front, back and above. encoded: these, the negative and the empty prompt.
-    thresholds: degrees, see `direction_index`. use_perp_neg: see `diffusion.prompts.perp_neg`.
+    thresholds: degrees, see `direction_index`. use_perp_neg: see `diffusion.conditioning.perp_neg`.
     """
 
     prompt: str
@@ -80,10 +73,10 @@ class PromptProcessor(BaseObject):
         the model's own pipeline would, which for SDXL is zeros. Other models always encode it.
     pretrained_model_name_or_path: where the text encoders are; the guidance's model.
     prompt_front, prompt_side, prompt_back, prompt_overhead: replace "<prompt>, front view" and so on.
-    overhead_threshold, front_threshold, back_threshold: degrees; see `diffusion.prompts.direction_index`.
+    overhead_threshold, front_threshold, back_threshold: degrees; see `diffusion.conditioning.direction_index`.
     use_perp_neg: Perp-Neg: between two views their prompts are mixed, and the prediction is kept from the front's and the side's prompt
         where they are not what is seen (against several faces). Needs view-dependent prompts; front_threshold and back_threshold then
-        say nothing. See `diffusion.prompts.perp_neg`.
+        say nothing. See `diffusion.conditioning.perp_neg`.
     dtype: of the text encoders: "auto" (fp16 on CUDA, fp32 on a CPU), "fp32", "fp16" or "bf16".
     cache_dir: where encoded prompts are kept; null for the default.
     """

@@ -11,21 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.diffusion.tiny import build_tiny_sdxl
-from threestudio_pgc.diffusion import prior as prior_module
-from threestudio_pgc.diffusion.prior import (
-    MODEL,
-    SCHEDULER,
-    TEXT_ENCODERS,
-    UNET,
-    VAE,
-    Conditioning,
-    PriorError,
-    choose_variant,
-    find_model,
-    parameter_memory,
-    resolve_dtype,
-    set_attention,
-)
+from threestudio_pgc.diffusion import model_files
+from threestudio_pgc.diffusion.model_files import MODEL, SCHEDULER, TEXT_ENCODERS, UNET, VAE, choose_variant, find_model
+from threestudio_pgc.diffusion.prior import PriorError
 from threestudio_pgc.diffusion.sdxl import SDXLPrior
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -43,49 +31,6 @@ def empty_hub_cache(tmp_path, monkeypatch):
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     return tmp_path / "hub"
-
-
-# --------------------------------------------------------------------------------------------------------------- precision
-
-
-@pytest.mark.parametrize(
-    "name, device, expected",
-    [
-        ("auto", "cuda", torch.float16),
-        ("auto", "cpu", torch.float32),
-        ("fp32", "cuda", torch.float32),
-        ("fp16", "cuda", torch.float16),
-        ("bf16", "cpu", torch.bfloat16),
-        (torch.bfloat16, "cpu", torch.bfloat16),
-    ],
-)
-def test_resolve_dtype(name, device, expected):
-    assert resolve_dtype(name, device) == expected
-
-
-def test_fp16_on_a_cpu_is_refused_with_a_reason(tiny_sdxl):
-    with pytest.raises(PriorError, match="dtype: fp16 on a CPU is refused: .*Wanted fp32, bf16 or auto"):
-        SDXLPrior.from_pretrained(tiny_sdxl, dtype="fp16")
-
-
-def test_unknown_options_name_the_known_ones(tiny_sdxl):
-    with pytest.raises(PriorError, match="dtype: found 'half', wanted one of auto, fp32, fp16, bf16"):
-        resolve_dtype("half", "cpu")
-    with pytest.raises(PriorError, match="attention: found 'flash', wanted one of sdpa, sliced, xformers"):
-        set_attention(torch.nn.Identity(), "flash")
-
-
-def test_parameter_memory_by_precision():
-    net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2, dtype=torch.float16))
-    assert parameter_memory(net) == (26, 16 * 4 + 10 * 2, {"float32": 16, "float16": 10})
-    assert parameter_memory(torch.nn.Identity()) == (0, 0, {})
-
-
-def test_conditioning_moves_as_a_whole():
-    conditioning = Conditioning(torch.zeros(3, 2, 4), torch.zeros(3, 2, 4), pooled_cond=torch.zeros(3, 5)).to(torch.float64)
-    assert len(conditioning) == 3
-    assert conditioning.cond.dtype == conditioning.uncond.dtype == conditioning.pooled_cond.dtype == torch.float64
-    assert conditioning.pooled_uncond is None and conditioning.time_ids is None
 
 
 # ----------------------------------------------------------------------------------------------------------------- folders
@@ -157,7 +102,7 @@ def test_damaged_weights(folder):
 def test_weights_that_lack_a_tensor(folder, monkeypatch, accelerate):
     """Diffusers refuses them itself where accelerate is there, and leaves them random where it is not."""
     if not accelerate:
-        monkeypatch.setattr(prior_module, "find_spec", lambda _: None)
+        monkeypatch.setattr(model_files, "find_spec", lambda _: None)
     path = folder / "unet" / WEIGHTS
     tensors = load_file(path)
     del tensors["conv_in.weight"]
@@ -238,7 +183,7 @@ def test_each_key_is_named(tiny_sdxl, empty_hub_cache):
 
 @pytest.mark.parametrize("name", ["not an id", "a/b/c", "../nowhere", ""])
 def test_what_is_no_id_never_asks_the_hub(name, empty_hub_cache, monkeypatch):
-    monkeypatch.setattr(prior_module, "_download", lambda *_: pytest.fail("asked the hub"))
+    monkeypatch.setattr(model_files, "_download", lambda *_: pytest.fail("asked the hub"))
     with pytest.raises(PriorError):
         find_model(name, "key", [UNET])
 
@@ -301,7 +246,8 @@ SERVE_AND_FIND = textwrap.dedent(
     threading.Thread(target=server.serve_forever, daemon=True).start()
     os.environ["HF_ENDPOINT"] = f"http://127.0.0.1:{server.server_port}"
 
-    from threestudio_pgc.diffusion.prior import SCHEDULER, UNET, PriorError, find_model
+    from threestudio_pgc.diffusion.model_files import SCHEDULER, UNET, find_model
+    from threestudio_pgc.diffusion.prior import PriorError
 
     folder = find_model("someone/tiny", "key", [UNET, SCHEDULER], half=True)
     first = list(asked)
@@ -317,12 +263,12 @@ SERVE_AND_FIND = textwrap.dedent(
 
 @pytest.mark.parametrize("half, weights", [(False, ["x.safetensors"]), (True, ["x.fp16-1-of-2.safetensors", "x.fp16-2-of-2.safetensors"])])
 def test_wanted_files(half, weights):
-    part = prior_module.Part("unet", "config.json", "x")
+    part = model_files.Part("unet", "config.json", "x")
     sharded = ["x.fp16-1-of-2.safetensors", "x.fp16-2-of-2.safetensors", "x.safetensors.index.fp16.json"]
     names = ["README.md", "model_index.json", "x.safetensors", "vae/config.json", "unet/onnx/x.safetensors"]
     names += ["unet/" + name for name in ["config.json", "x.safetensors", "x.bin", "x.msgpack", *sharded]]
     wanted = ["model_index.json", "unet/config.json", "unet/x.safetensors.index.fp16.json", *("unet/" + name for name in weights)]
-    assert prior_module._wanted_files(names, [part], half) == wanted
+    assert model_files._wanted_files(names, [part], half) == wanted
 
 
 def test_only_what_is_wanted_is_downloaded(tiny_sdxl, tmp_path):
@@ -331,7 +277,7 @@ def test_only_what_is_wanted_is_downloaded(tiny_sdxl, tmp_path):
     (source / "unet" / "diffusion_flax_model.msgpack").write_bytes(b"not wanted")
     script = tmp_path / "hub.py"
     script.write_text(SERVE_AND_FIND)
-    package = Path(prior_module.__file__).parents[2]
+    package = Path(model_files.__file__).parents[2]
     environment = {name: value for name, value in os.environ.items() if "proxy" not in name.lower() and name != "HF_HUB_OFFLINE"}
     environment |= {"HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(package), "HF_HUB_DISABLE_XET": "1"}
     command = [sys.executable, str(script), str(source)]
@@ -347,5 +293,5 @@ def test_only_what_is_wanted_is_downloaded(tiny_sdxl, tmp_path):
 
 def test_parts_name_the_files_of_a_diffusers_folder(tiny_sdxl):
     for part in (UNET, VAE, SCHEDULER, *TEXT_ENCODERS[:2]):
-        prior_module.check_part(tiny_sdxl, part, "key")
-    prior_module.check_part(tiny_sdxl / "vae", MODEL, "key")
+        model_files.check_part(tiny_sdxl, part, "key")
+    model_files.check_part(tiny_sdxl / "vae", MODEL, "key")
