@@ -16,7 +16,7 @@ from threestudio_pgc.standalone.seeding import step_generator
 
 from .routes import ROUTES, Objective, adaptive_threshold, stateful_parts, take_step
 from .runs import STATE, Monitor, optimise
-from .teacher import Model, Prompts, forget_priors, load_prior
+from .teacher import Model, Prompts, load_prior
 
 # Noise of the whole range stays in the picture for hundreds of steps: the encoder hardly sees what is finer than its strides.
 START_NOISE = 0.1
@@ -114,7 +114,7 @@ def distil_image(
         snapshot=lambda: save_png(folder / "now.png", picture()[0]),
     )
     result = picture()
-    forget_priors(method)
+    method.close()
     return result, log, last[0]
 
 

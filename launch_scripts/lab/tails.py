@@ -19,7 +19,7 @@ from .judge import look_of_prompt
 from .renders import shape_of, textured_render
 from .routes import ROUTES, Objective
 from .runs import Interrupted, Monitor
-from .teacher import Model, Prompts, forget_priors, load_prior
+from .teacher import Model, Prompts, load_prior
 
 # What is measured: the gradient at the latents, what the encoder makes of it, what it makes of white noise of the same size (its own
 # share in the tail), and what each rule leaves.
@@ -89,7 +89,7 @@ def tails_work(settings: dict[str, Any], folder: Path, monitor: Monitor) -> dict
             ruled = RULES[route.rule](raw, objective.threshold, norm=route.norm)
             maps.setdefault(name, []).append(pixel_norm(ruled).cpu())
         monitor.tick(1)
-    forget_priors(method)
+    method.close()
     joined = {kind: torch.cat(parts) for kind, parts in maps.items()}
     mask = torch.stack(object_masks)
     np.savez_compressed(folder / "norms.npz", **{kind: values.numpy() for kind, values in joined.items()})

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from threestudio_pgc.diffusion import families
 from threestudio_pgc.diffusion.conditioning import direction_index, make_conditioning, view_prompts
-from threestudio_pgc.diffusion.methods import METHODS, Method
+from threestudio_pgc.diffusion.methods import METHODS
 from threestudio_pgc.diffusion.model_files import (
     CONTROLNET_KEY,
     MODEL,
@@ -107,12 +107,6 @@ def load_prior(model: Model) -> VAEPrior:
         )
     except PriorError as error:
         raise _as_arguments(error) from error
-
-
-def forget_priors(method: Method) -> None:
-    """After a run of a method that trains something: its hooks stay on the prior's network, so the next unit loads another."""
-    if method.state_dict():
-        load_prior.cache_clear()
 
 
 def encode_prompts(model: Model, prompts: Sequence[str], negatives: Sequence[str]) -> None:

@@ -26,7 +26,7 @@ from threestudio_pgc.standalone.seeding import derive_seed, step_generator
 from .image import mean_numbers, read_picture, save_gradient, step_numbers
 from .routes import ROUTES, Objective, Route, adaptive_threshold, stateful_parts, take_step
 from .runs import STATE, Monitor, optimise
-from .teacher import POCKET, Model, Prompts, forget_priors, load_prior
+from .teacher import POCKET, Model, Prompts, load_prior
 
 EVAL_VIEWS = 8  # the judge's; every second one is shown
 EVAL_ELEVATION_DEG = 15.0
@@ -176,7 +176,7 @@ def distil_texture(
         stateful=stateful_parts(method, adaptive),
         snapshot=lambda: save_png(folder / "now.png", thing.look_at(eval_cameras(model)[:1])[0]),
     )
-    forget_priors(method)
+    method.close()
     return thing, log, last[0]
 
 

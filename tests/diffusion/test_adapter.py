@@ -62,6 +62,17 @@ def test_it_acts_while_it_is_active_and_only_then(prior):
     assert torch.equal(prior.predict_noise(*arguments).cond, before.cond)
 
 
+def test_it_can_be_taken_off_for_good(prior):
+    arguments = latents(), T, random_conditioning(2)
+    before = prior.predict_conditional(*arguments)
+    adapter = LowRankAdapter(prior)
+    stir(adapter)
+    adapter.remove()
+    with adapter.active(cameras()):
+        assert torch.equal(prior.predict_conditional(*arguments), before)
+    assert not any(module._forward_hooks for module in prior.unet.modules())
+
+
 def test_every_attention_projection_is_adapted_and_every_view_has_its_own_camera(prior):
     attention = [name for name, module in prior.unet.named_modules() if hasattr(module, "to_q")]
     adapter = LowRankAdapter(prior, rank=3)

@@ -56,9 +56,15 @@ class LowRankAdapter(nn.Module):
         # Not as attributes: the network is the prior's, and its parameters must not be counted, saved or moved with the adapter's.
         self._camera: Tensor | None = None
         self._is_active = False
-        for layer, down, up in zip(layers.values(), self.down, self.up):
-            layer.register_forward_hook(self._low_rank_hook(down, up))
-        prior.time_embedding.register_forward_hook(self._camera_hook)
+        self._handles = [
+            layer.register_forward_hook(self._low_rank_hook(down, up)) for layer, down, up in zip(layers.values(), self.down, self.up)
+        ]
+        self._handles.append(prior.time_embedding.register_forward_hook(self._camera_hook))
+
+    def remove(self) -> None:
+        """Take the adapter off the network for good."""
+        for handle in self._handles:
+            handle.remove()
 
     def _low_rank_hook(self, down: Tensor, up: Tensor):
         def hook(layer: nn.Module, inputs: tuple, output: Tensor) -> Tensor | None:

@@ -101,6 +101,9 @@ class Method:
     def prepare(self, prior: LatentPrior) -> None:
         """Build what the method trains beside the 3D model."""
 
+    def close(self) -> None:
+        """Leave the prior as it was before `prepare`."""
+
     def __call__(self, views: Views) -> Residual:
         raise NotImplementedError
 
@@ -274,6 +277,9 @@ class VSD(Method):
     checkpointing: bool = False
 
     guidance_scale, cfg = 7.5, "diffusers"
+
+    def close(self) -> None:
+        self._training.adapter.remove()
 
     def prepare(self, prior: LatentPrior) -> None:
         self._training = AdapterTraining(prior, rank=self.lora_rank, learning_rate=self.lora_lr, checkpointing=self.checkpointing)
