@@ -132,10 +132,16 @@ def test_the_papers_linear_map_is_sdxls_alone(build, family):
         ({"dtype": "fp16"}, "fp16 on a CPU is refused"),
         ({"dtype": "half"}, "dtype: found 'half'"),
         ({"controlnet_name_or_path": "some/net"}, "control_kind: found None.*'some/net' does not say"),
-        ({"controlnet_name_or_path": "a-depth", "control_kind": "canny"}, "'canny'"),
+        (
+            {"controlnet_name_or_path": "a-depth", "control_kind": "canny"},
+            "system.guidance.control_kind: found 'canny', wanted one of depth, normal",
+        ),
         ({"controlnet_name_or_path": ["a-depth", "b-normal"], "control_scale": [1.0]}, r"control_scale: found \[1.0\].*2 entries"),
         ({"controlnet_name_or_path": ["a-depth"], "control_kind": ["depth", "normal"]}, "control_kind.*1 entries"),
-        ({"controlnet_name_or_path": "a-normal", "normal_convention": "directx"}, "normal_convention: found 'directx'"),
+        (
+            {"controlnet_name_or_path": "a-normal", "normal_convention": "directx"},
+            "system.guidance.normal_convention: found 'directx', wanted null or one of opengl",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_refused_before_anything_is_loaded(build, config, message, monkeypatch):

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..diffusion.control import control_kind_of, known_normal_convention, make_control
+from ..diffusion.control import CONTROL_KINDS, NORMAL_CONVENTIONS, control_kind_of, known_normal_convention, make_control
 from ..diffusion.distillation import distill
 from ..diffusion.flux import FluxPrior
 from ..diffusion.methods import make_method
@@ -24,7 +24,7 @@ from ..pixelgrad.linear_map import find_linear_map
 from .randomness import step_generator
 
 WHERE = "system.guidance"
-BUFFERS = {"depth": 1, "opacity": 1, "view_normal": 3}  # what control images are made of, and their channels
+BUFFERS = sorted({name for names in CONTROL_KINDS.values() for name in names})  # of a render, what control images are made of
 
 # Fields the host's stable-diffusion-guidance has and this one has no use for: accepted at these values, so that swapping
 # `system.guidance_type` alone works, refused at any other.
@@ -181,8 +181,11 @@ class DistillationGuidance(BaseObject):
             kind = kind or control_kind_of(name)
             if kind is None:
                 _refuse("control_kind", None, f"depth or normal: the name {name!r} does not say which it is")
+            if kind not in CONTROL_KINDS:
+                _refuse("control_kind", kind, f"one of {', '.join(CONTROL_KINDS)}")
             convention = self.cfg.normal_convention or known_normal_convention(name)
-            make_control(kind, _empty_buffers(), normal_convention=convention)  # refuses an unknown kind or convention
+            if convention not in NORMAL_CONVENTIONS:
+                _refuse("normal_convention", convention, f"null or one of {', '.join(NORMAL_CONVENTIONS)}")
             controls.append((name, kind, convention))
         return controls
 
@@ -370,10 +373,6 @@ def _plain(value: Any) -> Any:
 def _as_list(value: Any) -> list:
     value = _plain(value)
     return [] if value is None else value if isinstance(value, list) else [value]
-
-
-def _empty_buffers() -> dict[str, Tensor]:
-    return {name: torch.zeros(0, 1, 1, channels) for name, channels in BUFFERS.items()}
 
 
 @register("pgc-sdxl-guidance")
