@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from threestudio_pgc.diffusion.distillation import Distillation, distill
-from threestudio_pgc.diffusion.methods import METHODS, Method, Residual, Views, make_method
-from threestudio_pgc.diffusion.objectives import effective_scale
+from threestudio_pgc.diffusion.methods import METHODS, Method, Residual, Views, distilled_conflict, make_method
 from threestudio_pgc.diffusion.prior import Conditioning
 from threestudio_pgc.diffusion.timesteps import sample_timesteps
 from threestudio_pgc.diffusion.vae_prior import VAEPrior
@@ -129,11 +128,11 @@ class Objective:
         Raises ValueError for an unknown method or option, and for guidance on a checkpoint that has it distilled into it.
         """
         method = make_method(self.method, dict(self.method_options), where="gradient_lab")
-        why = prior.guidance_distilled
-        if why is not None and method.needs_unconditional:
+        why, step = prior.guidance_distilled, self.step_options(method)
+        conflict = distilled_conflict(why, method, step["guidance_scale"], step["cfg"])
+        if conflict == "objective":
             raise ValueError(f"--objective: found {self.method}, wanted sds, bgt or vsd: the checkpoint is distilled, {why}")
-        step = self.step_options(method)
-        if why is not None and effective_scale(step["guidance_scale"], step["cfg"]) != 1:
+        if conflict == "guidance_scale":
             found, off = f"{step['guidance_scale']:g} in the {step['cfg']} form", 0 if step["cfg"] == "authors" else 1
             raise ValueError(f"--guidance-scale: found {found}, wanted {off}: the checkpoint is distilled, {why}")
         method.prepare(prior)

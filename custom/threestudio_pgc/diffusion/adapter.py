@@ -53,9 +53,9 @@ class LowRankAdapter(nn.Module):
         self.camera_in = gaussian(width, CAMERA_NUMBERS, std=CAMERA_NUMBERS**-0.5)
         self.camera_out = nn.Parameter(torch.zeros(width, width, **options))
 
-        # Not as attributes: the network is the prior's, and its parameters must not be counted, saved or moved with the adapter's.
         self._camera: Tensor | None = None
         self._is_active = False
+        # Of the network only the hooks' handles are kept: its parameters must not be counted, saved or moved with the adapter's.
         self._handles = [
             layer.register_forward_hook(self._low_rank_hook(down, up)) for layer, down, up in zip(layers.values(), self.down, self.up)
         ]

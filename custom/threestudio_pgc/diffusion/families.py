@@ -18,7 +18,7 @@ PRIORS: dict[str, type[VAEPrior]] = {
 
 
 def load_prior(pretrained_model_name_or_path: str | Path, **options) -> VAEPrior:
-    """A prior from a local folder, `builtin:<name>` or hub id; `options` as in `UNetPrior.from_pretrained`.
+    """A prior from a local folder, `builtin:<name>` or hub id; `options` as in `VAEPrior.from_pretrained`.
 
     Raises PriorError for a pipeline of a family that is not here, and for anything that cannot be had.
     """

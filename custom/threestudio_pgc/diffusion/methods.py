@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -64,11 +64,11 @@ class Views:
         )
         return self.prior.predict_conditional(z_t, t, empty, self.control)
 
-    def guide(self, prediction: NoisePrediction, guidance_scale: float | None = None) -> Tensor:
-        """Classifier-free guidance as the step is configured, or at another scale."""
+    def guide(self, prediction: NoisePrediction) -> Tensor:
+        """Classifier-free guidance as the step is configured."""
         return objectives.cfg_combine(
             prediction,
-            self.guidance_scale if guidance_scale is None else guidance_scale,
+            self.guidance_scale,
             self.cfg,
             rescale=self.rescale,
             negative_weights=self.conditioning.negative_weights,
@@ -310,6 +310,20 @@ METHODS: dict[str, type[Method]] = {
     "bgt": BGT,
     "vsd": VSD,
 }
+
+
+def distilled_conflict(
+    why_distilled: str | None, method: Method, guidance_scale: float | None, cfg: str
+) -> Literal["objective", "guidance_scale"] | None:
+    """What a checkpoint cannot serve that has guidance distilled into it (a prior's `guidance_distilled` says why; None: it has not).
+
+    It knows no unconditional prediction: a method that lives on one is out, and so is guidance of an effective scale other than 1.
+    """
+    if why_distilled is None:
+        return None
+    if method.needs_unconditional:
+        return "objective"
+    return None if objectives.effective_scale(guidance_scale, cfg) == 1 else "guidance_scale"
 
 
 def make_method(name: str, options: Mapping[str, Any] | None = None, *, where: str = "system.guidance") -> Method:

@@ -77,6 +77,11 @@ def choose_variant(names: Iterable[str], stem: str, half: bool) -> str | None:
     return "fp16" if has_half and (half or not has_full) else None
 
 
+def stored_variant(folder: Path, part: Part, half: bool) -> str | None:
+    """`choose_variant` among a component's files, as the loaders of diffusers and transformers take it."""
+    return choose_variant(_names_in(folder), part.stem, half)
+
+
 def _is_half(name: str) -> bool:
     """`model.fp16.safetensors` or a shard of it, not `model.fp16_ema.safetensors`."""
     return re.search(r"\.fp16(-\d+-of-\d+)?\.safetensors$", name) is not None
@@ -183,7 +188,7 @@ FAMILIES = {
 
 
 def family_of(root: Path, key: str = MODEL_KEY) -> str:
-    """What kind of model a pipeline's folder holds: "sd", "sdxl", "sd3" or "zero123", from its model_index.json.
+    """What kind of model a pipeline's folder holds: a key of `FAMILIES`, from its model_index.json.
 
     Raises PriorError for any other pipeline.
     """
@@ -327,7 +332,7 @@ def load_module(model_class: type, root: Path, part: Part, key: str, dtype: torc
     Raises PriorError where the weights cannot be read or do not fill the architecture of config.json.
     """
     folder = root / part.subfolder
-    variant = choose_variant(_names_in(folder), part.stem, half=dtype != torch.float32)
+    variant = stored_variant(folder, part, half=dtype != torch.float32)
     found = read_config(root, part).get("_class_name", model_class.__name__)
     if found != model_class.__name__:
         raise PriorError(f"{key}: {folder} holds a {found}, wanted a {model_class.__name__}")

@@ -27,11 +27,11 @@ from .model_files import (
     Part,
     Wanted,
     check_memory,
-    choose_variant,
     current_id,
     family_of,
     find_model,
     read_config,
+    stored_variant,
 )
 from .precision import resolve_dtype
 from .prior import PriorError
@@ -213,7 +213,7 @@ def _load_encoder(encoder: _Encoder, root: Path, device: torch.device, dtype: to
     import transformers
 
     folder = root / encoder.part.subfolder
-    variant = choose_variant([path.name for path in folder.iterdir()], encoder.part.stem, half=False)
+    variant = stored_variant(folder, encoder.part, half=False)
     check_memory([Wanted(root, encoder.part, dtype)], device, f"text encoder {encoder.part.subfolder}", "an encoder is freed after use")
     try:
         model, info = getattr(transformers, encoder.model_class).from_pretrained(

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .model_files import CONTROLNET_KEY, MODEL_KEY, PIPELINE_INDEX, Part, check_family, choose_variant, find_model, load_module
+from .model_files import MODEL_KEY, PIPELINE_INDEX, Part, check_family, find_model, load_module, stored_variant
 from .precision import freeze, resolve_dtype, without_autocast
 from .prior import Conditioning, PriorError
 from .unet_prior import UNetPrior
@@ -184,7 +184,7 @@ def _load_projection(root: Path, part: Part) -> tuple[Tensor, Tensor]:
     from safetensors.torch import load_file
 
     folder, name = root / part.subfolder, PROJECTIONS[part]
-    variant = choose_variant([path.name for path in folder.iterdir()], part.stem, half=False)
+    variant = stored_variant(folder, part, half=False)
     path = folder / f"{part.stem}{'' if variant is None else f'.{variant}'}.safetensors"
     try:
         tensors = load_file(path)
@@ -225,17 +225,16 @@ class Zero123Prior(UNetPrior):
     """
 
     FAMILY, WHAT = "zero123", "Zero123Pipeline"
+    NO_CONTROLNETS = (
+        "ControlNets are made for U-Nets that read a prompt and latents, Zero123's reads one token of a picture, and that picture's "
+        "latents beside the others"
+    )
 
     name: str = ""
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *, controlnet=None, **options):
-        """As `UNetPrior.from_pretrained`, without ControlNets. Neither image encoder nor camera layer is loaded here."""
-        if controlnet:
-            raise PriorError(
-                f"{CONTROLNET_KEY}: found {controlnet}, wanted none: ControlNets are made for U-Nets that read a prompt and latents, "
-                "Zero123's reads one token of a picture, and that picture's latents beside the others"
-            )
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options):
+        """As `VAEPrior.from_pretrained`, without ControlNets. Neither image encoder nor camera layer is loaded here."""
         with _pointing_to_ready_models():
             prior = super().from_pretrained(pretrained_model_name_or_path, **options)
         prior.name = model_name(pretrained_model_name_or_path)
