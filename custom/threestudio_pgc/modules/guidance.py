@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from ..diffusion.control import CONTROL_KINDS, NORMAL_CONVENTIONS, control_kind_of, known_normal_convention, make_control
 from ..diffusion.distillation import distill
 from ..diffusion.flux import FluxPrior
-from ..diffusion.methods import make_method
+from ..diffusion.methods import distilled_conflict, make_method
 from ..diffusion.objectives import CFG_FORMS, WEIGHTINGS, effective_scale
 from ..diffusion.prior import Conditioning
 from ..diffusion.sdxl import SDXLPrior
@@ -18,10 +18,11 @@ from ..diffusion.stable_diffusion import StableDiffusionPrior
 from ..diffusion.stable_diffusion_3 import StableDiffusion3Prior
 from ..diffusion.timesteps import SAMPLINGS, draw_timesteps, timestep_bounds
 from ..diffusion.vae_prior import VAEPrior
-from ..host import BaseObject, C, get_device, info, parse_structured, register, warn
-from ..pixelgrad import RULES, PGCConfig, check_pgc, gradient_statistics, make_threshold, pixel_norm, surrogate_loss
+from ..host import BaseObject, C, get_device, info, register, warn
+from ..pixelgrad import PGCConfig, surrogate_loss
 from ..pixelgrad.linear_map import find_linear_map
 from .randomness import step_generator
+from .regulation import Regulation
 
 WHERE = "system.guidance"
 BUFFERS = sorted({name for names in CONTROL_KINDS.values() for name in names})  # of a render, what control images are made of
@@ -108,8 +109,8 @@ class DistillationGuidance(BaseObject):
     # ------------------------------------------------------------------------------------------------------- building
 
     def configure(self) -> None:
-        self.pgc = parse_structured(PGCConfig, self.cfg.pgc)
-        check_pgc(self.pgc)
+        self._regulation = Regulation(self.cfg.pgc)
+        self.pgc = self._regulation.config
         self._method = make_method(self.cfg.objective, self.cfg.objective_options)
         self._check_combination()
         self._controls = self._read_controls()
@@ -133,9 +134,7 @@ class DistillationGuidance(BaseObject):
             info(f"Guidance scale {self._scale:g} in the {self._form} form: {effective_scale(self._scale, self._form):g} in effect")
         self._method.prepare(self._prior)
         self._encode = self._pullback_encoder()
-        self._adaptive = make_threshold(self.pgc)
         self._step, self._epoch = 0, 0
-        self._last_raw: Tensor | None = None
         self._last_controls: list[Tensor] = []
 
     def _check_combination(self) -> None:
@@ -143,49 +142,49 @@ class DistillationGuidance(BaseObject):
         config, method, name = self.cfg, self._method, self.cfg.objective
         for key, value in _INERT.items():
             if config[key] != value:
-                _refuse(key, config[key], f"{value!r}: this guidance does not do this")
+                refuse(key, config[key], f"{value!r}: this guidance does not do this")
         if config.cfg not in (None, *CFG_FORMS):
-            _refuse("cfg", config.cfg, f"null or one of {', '.join(CFG_FORMS)}")
+            refuse("cfg", config.cfg, f"null or one of {', '.join(CFG_FORMS)}")
         if config.weighting_strategy not in WEIGHTINGS:
-            _refuse("weighting_strategy", config.weighting_strategy, f"one of {', '.join(WEIGHTINGS)}")
+            refuse("weighting_strategy", config.weighting_strategy, f"one of {', '.join(WEIGHTINGS)}")
         if config.timestep_sampling not in SAMPLINGS:
-            _refuse("timestep_sampling", config.timestep_sampling, f"one of {', '.join(SAMPLINGS)}")
+            refuse("timestep_sampling", config.timestep_sampling, f"one of {', '.join(SAMPLINGS)}")
         if config.sqrt_anneal and config.timestep_sampling != "uniform":
-            _refuse("sqrt_anneal", True, f"false, because timestep_sampling is {config.timestep_sampling!r}")
+            refuse("sqrt_anneal", True, f"false, because timestep_sampling is {config.timestep_sampling!r}")
         if not 0 <= config.guidance_rescale <= 1:
-            _refuse("guidance_rescale", config.guidance_rescale, "a number from 0 to 1")
+            refuse("guidance_rescale", config.guidance_rescale, "a number from 0 to 1")
         if method.guidance_scale is None:
             for key in ("guidance_scale", "cfg"):
                 if config[key] is not None:
-                    _refuse(key, config[key], f"null: {name} takes the two predictions' difference itself and has no guidance scale")
+                    refuse(key, config[key], f"null: {name} takes the two predictions' difference itself and has no guidance scale")
         if config.guidance_rescale and (method.guidance_scale is None or not method.perpendicular):
-            _refuse("guidance_rescale", config.guidance_rescale, f"0: {name} does not form a guided prediction that could be rescaled")
+            refuse("guidance_rescale", config.guidance_rescale, f"0: {name} does not form a guided prediction that could be rescaled")
         if config.cfg is not None and method.guidance_scale is not None and not method.perpendicular:
-            _refuse("cfg", config.cfg, f"null: {name} has its own form of guidance")
+            refuse("cfg", config.cfg, f"null: {name} has its own form of guidance")
         if config.guidance_scale is not None and not isinstance(config.guidance_scale, (int, float)):
-            _refuse("guidance_scale", config.guidance_scale, "a number or null")
+            refuse("guidance_scale", config.guidance_scale, "a number or null")
         if self.pgc.pullback == "none" and name == "bgt":
-            _refuse("objective", name, "another: bgt compares images, and with pgc.pullback none there is none")
+            refuse("objective", name, "another: bgt compares images, and with pgc.pullback none there is none")
 
     def _read_controls(self) -> list[tuple[str, str, str]]:
         """(name, kind, normal convention) of each ControlNet."""
         names = _as_list(self.cfg.controlnet_name_or_path)
         kinds = _as_list(self.cfg.control_kind) or [None] * len(names)
         if len(kinds) != len(names):
-            _refuse("control_kind", kinds, f"{len(names)} entries, one for each of controlnet_name_or_path")
+            refuse("control_kind", kinds, f"{len(names)} entries, one for each of controlnet_name_or_path")
         scale = _plain(self.cfg.control_scale)
         if isinstance(scale, list) and len(scale) != len(names):
-            _refuse("control_scale", scale, f"a number, or {len(names)} entries, one for each of controlnet_name_or_path")
+            refuse("control_scale", scale, f"a number, or {len(names)} entries, one for each of controlnet_name_or_path")
         controls = []
         for name, kind in zip(names, kinds):
             kind = kind or control_kind_of(name)
             if kind is None:
-                _refuse("control_kind", None, f"depth or normal: the name {name!r} does not say which it is")
+                refuse("control_kind", None, f"depth or normal: the name {name!r} does not say which it is")
             if kind not in CONTROL_KINDS:
-                _refuse("control_kind", kind, f"one of {', '.join(CONTROL_KINDS)}")
+                refuse("control_kind", kind, f"one of {', '.join(CONTROL_KINDS)}")
             convention = self.cfg.normal_convention or known_normal_convention(name)
             if convention not in NORMAL_CONVENTIONS:
-                _refuse("normal_convention", convention, f"null or one of {', '.join(NORMAL_CONVENTIONS)}")
+                refuse("normal_convention", convention, f"null or one of {', '.join(NORMAL_CONVENTIONS)}")
             controls.append((name, kind, convention))
         return controls
 
@@ -197,14 +196,15 @@ class DistillationGuidance(BaseObject):
             own_scale, own_form = self.PRIOR_SCALE
         scale = config.guidance_scale if config.guidance_scale is not None else own_scale
         form = config.cfg or own_form
-        why = self._prior.guidance_distilled
-        if why is None or (scale is not None and effective_scale(scale, form) == 1 and not method.needs_unconditional):
+        conflict = distilled_conflict(self._prior.guidance_distilled, method, scale, form)
+        if conflict is None:
             return scale or 0.0, form
+        why = self._prior.guidance_distilled
         reason = f"{config.pretrained_model_name_or_path} is distilled, {why}: without a prompt it predicts nothing of use"
-        if method.needs_unconditional:
-            _refuse("objective", config.objective, f"sds, bgt or vsd. {reason}, and {config.objective} lives on that prediction")
+        if conflict == "objective":
+            refuse("objective", config.objective, f"sds, bgt or vsd. {reason}, and {config.objective} lives on that prediction")
         if config.guidance_scale is not None:
-            _refuse("guidance_scale", config.guidance_scale, f"{0.0 if form == 'authors' else 1.0} in the {form} form, or null. {reason}")
+            refuse("guidance_scale", config.guidance_scale, f"{0.0 if form == 'authors' else 1.0} in the {form} form, or null. {reason}")
         warn(f"{reason}; classifier-free guidance is off")
         return 0.0, "authors"
 
@@ -213,7 +213,7 @@ class DistillationGuidance(BaseObject):
         if self.pgc.pullback != "linear":
             return self._prior.encode
         if self.pgc.linear_map in (None, "paper") and self.PRIOR.FAMILY != "sdxl":
-            _refuse("pgc.linear_map", self.pgc.linear_map, "a file of `gradient_lab.py fit-linear`: the paper's map is of SDXL's VAE")
+            refuse("pgc.linear_map", self.pgc.linear_map, "a file of `gradient_lab.py fit-linear`: the paper's map is of SDXL's VAE")
         linear = find_linear_map(self.pgc.linear_map)
         if len(linear.bias) != self._prior.latent_channels:
             raise ValueError(
@@ -232,19 +232,17 @@ class DistillationGuidance(BaseObject):
 
     def run_state(self) -> dict[str, Any]:
         """What a checkpoint of the run must hold beside the parameters: an adaptive threshold's running quantile, a method's adapter."""
-        state: dict[str, Any] = {} if self._adaptive is None else {"threshold": self._adaptive.state_dict()}
         method = self._method.state_dict()
-        return state | ({"method": method} if method else {})
+        return self._regulation.run_state() | ({"method": method} if method else {})
 
     def load_run_state(self, state: dict[str, Any]) -> None:
-        if self._adaptive is not None and "threshold" in state:
-            self._adaptive.load_state_dict(state["threshold"])
+        self._regulation.load_run_state(state)
         if "method" in state:
             self._method.load_state_dict(state["method"])
 
     def last_norms(self) -> Tensor | None:
         """(B, H, W) norms of the last step's raw image gradient, for a picture; None before the first step."""
-        return None if self._last_raw is None else pixel_norm(self._last_raw, norm=self.pgc.norm)
+        return self._regulation.last_norms()
 
     def last_controls(self) -> list[Tensor]:
         """The last step's control images, (B, H, W, 3) each, one per ControlNet, for a picture."""
@@ -272,8 +270,7 @@ class DistillationGuidance(BaseObject):
 
         Returns:
             "loss_sds", a scalar whose gradient at `rgb` is the regulated per-view gradient divided by B, and numbers for the logs:
-            "grad_norm", "min_step", "max_step", "threshold", "share_clipped", "nonfinite_pixels", "norm_p50", "norm_p99", "norm_max",
-            "all_nonfinite" (1.0 when no pixel of the step was usable), and what the method says of its own.
+            "grad_norm", "min_step", "max_step", those of `Regulation.account`, and what the method says of its own.
         """
         if self._method.separate_negative and not prompt_utils.negative_prompt.strip():
             raise ValueError(
@@ -323,8 +320,8 @@ class DistillationGuidance(BaseObject):
             conditioning.to(device),
             timesteps=timesteps,
             noise=noise,
-            rule=RULES[self.pgc.rule if self.pgc.enabled else "none"],
-            threshold=self._adaptive or float(self._now(self.pgc.threshold)),
+            rule=self._regulation.rule,
+            threshold=self._regulation.threshold(self._epoch, self._step),
             norm=self.pgc.norm,
             method=self._method,
             guidance_scale=self._scale,
@@ -339,29 +336,22 @@ class DistillationGuidance(BaseObject):
             image_is_latent=image_is_latent,
             views_per_pullback=self.pgc.views_per_pullback,
         )
-        self._last_raw = step.raw
         low, high = timestep_bounds(t_range, last)
-        statistics = gradient_statistics(step.raw, step.threshold, norm=self.pgc.norm)
-        unusable = statistics["nonfinite"] == step.raw[..., 0].numel() or not bool(torch.isfinite(step.latent_gradient).any())
-        if statistics["nonfinite"]:
-            warn(f"step {self._step}: {int(statistics['nonfinite'])} pixels had a non-finite gradient and were zeroed")
+        numbers = self._regulation.account(step.raw, step.threshold, self._step)
+        if not bool(torch.isfinite(step.latent_gradient).any()):
+            numbers["all_nonfinite"] = 1.0  # the pullback has made zeros of it
         return {
             "loss_sds": surrogate_loss(rgb, step.regulated) / batch,
             "grad_norm": float(step.latent_gradient.norm()),
             "min_step": low,
             "max_step": high,
-            "threshold": step.threshold,
-            "share_clipped": statistics["share_clipped"],
-            "nonfinite_pixels": statistics["nonfinite"],
-            "norm_p50": statistics["norm_p50"],
-            "norm_p99": statistics["norm_p99"],
-            "norm_max": statistics["norm_max"],
-            "all_nonfinite": float(unusable),
+            **numbers,
             **step.numbers,
         }
 
 
-def _refuse(key: str, found: Any, wanted: str) -> None:
+def refuse(key: str, found: Any, wanted: str) -> NoReturn:
+    """Raise the ValueError of a key of the guidance's configuration."""
     raise ValueError(f"{WHERE}.{key}: found {found!r}, wanted {wanted}")
 
 

@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..host import BaseModule, C, find, info, parse_structured, register, warn
-from ..pixelgrad import RULES, PGCConfig, check_pgc, gradient_statistics, make_threshold, pixel_norm, surrogate_loss
+from ..host import BaseModule, find, info, parse_structured, register
+from ..pixelgrad import PGCConfig, surrogate_loss
+from .regulation import Regulation
 
 
 @register("pgc-wrapped-guidance")
@@ -37,8 +38,8 @@ class WrappedGuidance(BaseModule):
     cfg: Config
 
     def configure(self) -> None:
-        self.pgc = parse_structured(PGCConfig, self.cfg.pgc)
-        check_pgc(self.pgc)
+        self._regulation = Regulation(self.cfg.pgc)
+        self.pgc = self._regulation.config
         for key, default in (("pullback", "vae"), ("views_per_pullback", "auto")):
             if self.pgc[key] != default:
                 raise ValueError(
@@ -52,28 +53,24 @@ class WrappedGuidance(BaseModule):
         info(f"Wrapping {inner_type} ...")
         # Public, so that the host's walk over the parts tells it the step; telling it here as well would be once too often.
         self.inner = inner_class(self.cfg.inner)
-        self._adaptive = make_threshold(self.pgc)
         self._step, self._epoch = 0, 0
-        self._last_raw: Tensor | None = None
 
     def update_step(self, epoch: int, global_step: int, on_load_weights: bool = False) -> None:
         self._epoch, self._step = epoch, global_step
 
     def run_state(self) -> dict[str, Any]:
         """What a checkpoint of the run must hold beside the parameters: an adaptive threshold, and the inner guidance's under "inner"."""
-        state = {} if self._adaptive is None else {"threshold": self._adaptive.state_dict()}
         inner = getattr(self.inner, "run_state", dict)()
-        return state | {"inner": inner} if inner else state
+        return self._regulation.run_state() | ({"inner": inner} if inner else {})
 
     def load_run_state(self, state: dict[str, Any]) -> None:
-        if self._adaptive is not None and "threshold" in state:
-            self._adaptive.load_state_dict(state["threshold"])
+        self._regulation.load_run_state(state)
         if "inner" in state and hasattr(self.inner, "load_run_state"):
             self.inner.load_run_state(state["inner"])
 
     def last_norms(self) -> Tensor | None:
         """(L B, H, W) norms of the last step's raw image gradient, the L losses one after the other; None before the first step."""
-        return None if self._last_raw is None else pixel_norm(self._last_raw, norm=self.pgc.norm)
+        return self._regulation.last_norms()
 
     def forward(self, rgb: Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """The inner guidance's outputs, with the image gradient of its losses regulated.
@@ -85,8 +82,7 @@ class WrappedGuidance(BaseModule):
         Returns:
             All that the inner guidance returned. Of these, each "loss_*" that depends on the image has become a scalar whose gradient at
             `rgb` is the regulated per-view gradient divided by B; other losses are the inner guidance's own. With them, where the inner
-            guidance does not say the same, numbers for the logs over the gradients of all these losses: "threshold", "share_clipped",
-            "nonfinite_pixels", "norm_p50", "norm_p99", "norm_max", "all_nonfinite" (1.0 when no pixel of the step was usable).
+            guidance does not say the same, the numbers of `Regulation.account` over the gradients of all these losses.
 
         Raises:
             RuntimeError: no loss depends on the image.
@@ -114,27 +110,13 @@ class WrappedGuidance(BaseModule):
             raw.append(gradient.to(torch.promote_types(gradient.dtype, torch.float32)))
         # One tensor of all losses: they share the threshold, and an adaptive one must be asked once a step.
         raw = torch.cat(raw) * (len(rgb) if self.cfg.inner_divides_by_batch else 1)
-        threshold = self._adaptive(raw) if self._adaptive is not None else float(C(self.pgc.threshold, self._epoch, self._step))
-        regulated = RULES[self.pgc.rule](raw, threshold, norm=self.pgc.norm)
+        threshold = self._regulation.threshold(self._epoch, self._step)
+        threshold = threshold(raw) if callable(threshold) else threshold
+        regulated = self._regulation.rule(raw, threshold, norm=self.pgc.norm)
         for key, gradient in zip(names, regulated.chunk(len(names))):
             loss = surrogate_loss(rgb, gradient) / len(rgb)
             losses[key] = loss + losses[key] if key in trains else loss
-        self._last_raw = raw
-        return self._numbers(raw, threshold) | out | losses
-
-    def _numbers(self, raw: Tensor, threshold: float) -> dict[str, float]:
-        statistics = gradient_statistics(raw, threshold, norm=self.pgc.norm)
-        if statistics["nonfinite"]:
-            warn(f"step {self._step}: {int(statistics['nonfinite'])} pixels had a non-finite gradient and were zeroed")
-        return {
-            "threshold": threshold,
-            "share_clipped": statistics["share_clipped"],
-            "nonfinite_pixels": statistics["nonfinite"],
-            "norm_p50": statistics["norm_p50"],
-            "norm_p99": statistics["norm_p99"],
-            "norm_max": statistics["norm_max"],
-            "all_nonfinite": float(statistics["nonfinite"] == raw[..., 0].numel()),
-        }
+        return self._regulation.account(raw, threshold, self._step) | out | losses
 
 
 def _refuse_second_rule(inner_type: str, inner_class: type, config: Any) -> None:

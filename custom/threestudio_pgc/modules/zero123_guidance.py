@@ -8,7 +8,7 @@ from torch import Tensor
 from ..diffusion.reference_image import BORDER, load_reference_image
 from ..diffusion.zero123 import DISTANCE_UNIT, POSES, Zero123Prior, encode_reference
 from ..host import get_device, register
-from .guidance import DistillationGuidance, _refuse
+from .guidance import DistillationGuidance, refuse
 
 
 @register("pgc-zero123-guidance")
@@ -42,14 +42,14 @@ class Zero123Guidance(DistillationGuidance):
 
     def configure(self) -> None:
         if not self.cfg.cond_image_path:
-            _refuse("cond_image_path", "nothing", "a picture with a transparent background, e.g. ${data.image_path}")
+            refuse("cond_image_path", "nothing", "a picture with a transparent background, e.g. ${data.image_path}")
         if not isinstance(self.cfg.cond_camera_distance, (int, float)) or not self.cfg.cond_camera_distance > 0:
-            _refuse("cond_camera_distance", self.cfg.cond_camera_distance, "the distance the picture was taken from, in world units")
+            refuse("cond_camera_distance", self.cfg.cond_camera_distance, "the distance the picture was taken from, in world units")
         if self.cfg.pose not in ("auto", *POSES):
-            _refuse("pose", self.cfg.pose, f"one of auto, {', '.join(POSES)}")
+            refuse("pose", self.cfg.pose, f"one of auto, {', '.join(POSES)}")
         super().configure()
         if self._method.separate_negative:
-            _refuse("objective", self.cfg.objective, "another, or without its negative: it needs a negative prompt, and Zero123 takes none")
+            refuse("objective", self.cfg.objective, "another, or without its negative: it needs a negative prompt, and Zero123 takes none")
         name, size = self.cfg.pretrained_model_name_or_path, self._prior.image_size
         image = load_reference_image(self.cfg.cond_image_path, size=size, border=self.cfg.border).rgb
         embedding = encode_reference(name, image, device=get_device())
