@@ -176,7 +176,7 @@ def stage_normal(args, sizes) -> None:
     torch.manual_seed(args.seed + 2)
     stage = normals.NormalStage(args.assets, args.output, sizes["batch"])
     schedule = Schedule(args.minutes_normal, sizes["steps"], args.workers, 4e-4, decay_from=0.3, seed=args.seed + 7, preview_seconds=240)
-    export.export_normal(train(stage, schedule, args.output, args.resume)["controlnet"], args.assets)
+    export.export_controlnet(train(stage, schedule, args.output, args.resume)["controlnet"], args.assets / export.NORMAL_CONTROL)
 
 
 def main(arguments: list[str] | None = None) -> None:

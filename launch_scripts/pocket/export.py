@@ -50,25 +50,21 @@ def export(modules: dict[str, nn.Module], folder: Path, assets: Path) -> None:
     pipeline.save_pretrained(target, safe_serialization=True)
     (target / "vocabulary.txt").write_text("\n".join(vocabulary()) + "\n")
     if "controlnet" in modules:
-        shutil.rmtree(assets / CONTROL, ignore_errors=True)
-        modules["controlnet"].to(dtype=torch.float16).save_pretrained(assets / CONTROL, safe_serialization=True)
+        export_controlnet(modules["controlnet"], assets / CONTROL)
     for part in ("tokenizer", "tokenizer_2"):  # the plain files too: older versions of transformers read only these
         for name in ("vocab.json", "merges.txt"):
             shutil.copyfile(folder / "tokenizer" / name, target / part / name)
-    for config in [*target.rglob("*config.json"), *(assets / CONTROL).rglob("*config.json")]:
+    for config in target.rglob("*config.json"):
         clean_config(config)
     size = sum(path.stat().st_size for part in (PIPELINE, CONTROL) for path in (assets / part).rglob("*") if path.is_file())
     print(f"export: {size / 2**20:.1f} MiB in {target} and {assets / CONTROL}", flush=True)
 
 
-def export_normal(controlnet: nn.Module, assets: Path) -> None:
-    """Writes `assets`/pocket-controlnet-normal, for the pipeline that lies beside it."""
-    folder = assets / NORMAL_CONTROL
+def export_controlnet(controlnet: nn.Module, folder: Path) -> None:
+    """Writes one ControlNet of the pipeline that lies beside `folder`."""
     shutil.rmtree(folder, ignore_errors=True)
     controlnet.to(dtype=torch.float16).save_pretrained(folder, safe_serialization=True)
-    for config in folder.rglob("*config.json"):
-        clean_config(config)
-    print(f"export: {folder}", flush=True)
+    clean_config(folder / "config.json")
 
 
 def clean_config(config: Path) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from . import text
 from .renders import LOOKS_PER_VIEW, sheet
 from .training import Stage
-from .unet import SAMPLE_PROMPTS, SIZE_IDS, alphas_cumprod, sample, sample_times
+from .unet import SAMPLE_PROMPTS, SIZE_IDS, alphas_cumprod, min_snr_loss, sample, sample_times
 
 HELD_OUT = 64  # views at the end of the set, for `errors`
 
@@ -81,9 +81,8 @@ class NormalStage(Stage):
         a = self.alphas[t][:, None, None, None]
         with torch.autocast("cpu", torch.bfloat16):
             predicted = self.predict(self.modules["controlnet"], a.sqrt() * x + (1 - a).sqrt() * noise, t, ids, images)
-        error = (predicted.float() - noise).square().mean((1, 2, 3))
-        snr = self.alphas[t] / (1 - self.alphas[t])
-        return (error * snr.clamp(max=5.0) / snr).mean(), {"eps_mse": float(error.detach().mean())}
+        loss, error = min_snr_loss(predicted, noise, self.alphas[t])
+        return loss, {"eps_mse": float(error.detach().mean())}
 
     @torch.no_grad()
     def errors(self, controlnet, timesteps=(100, 200, 300, 400, 500)) -> dict[str, float]:

@@ -111,6 +111,13 @@ def sample_times(batch: int, generator: torch.Generator) -> Tensor:
     return torch.where(u < 0.5, 20 + 960 * u, 1000 * (2 * u - 1)).long().clamp(0, 999)
 
 
+def min_snr_loss(predicted: Tensor, noise: Tensor, alpha_bar: Tensor) -> tuple[Tensor, Tensor]:
+    """Min-SNR-weighted error of epsilon (Hang et al. 2023), a scalar, and the plain one of each sample, (N,); alpha_bar (N,)."""
+    error = (predicted.float() - noise).square().mean((1, 2, 3))
+    snr = alpha_bar / (1 - alpha_bar)
+    return (error * snr.clamp(max=SNR_CAP) / snr).mean(), error
+
+
 class DiffusionStage(Stage):
     """Epsilon prediction with min-SNR weights. With a ControlNet among the modules, three samples in four see their depth image.
 
@@ -161,9 +168,7 @@ class DiffusionStage(Stage):
                 residuals["down_block_additional_residuals"] = [F.pad(residual, pad) for residual in down]
                 residuals["mid_block_additional_residual"] = F.pad(mid, pad)
             predicted = m["unet"](noisy, t, words, added_cond_kwargs=added, **residuals).sample
-        error = (predicted.float() - noise).square().mean((1, 2, 3))
-        snr = self.alphas[t] / (1 - self.alphas[t])
-        loss = (error * snr.clamp(max=SNR_CAP) / snr).mean()
+        loss, error = min_snr_loss(predicted, noise, self.alphas[t])
         middle = (t >= 100) & (t < 500)
         return loss, {"eps_mse": float(error.detach().mean()), "eps_100_500": float(error.detach()[middle].mean())}
 

@@ -1,4 +1,17 @@
+import numpy as np
 import pytest
+
+
+@pytest.fixture(scope="session")
+def disc(tmp_path_factory):
+    """A picture of a red disc on a transparent background."""
+    from PIL import Image
+
+    y, x = np.mgrid[:64, :64] - 31.5
+    inside = (x**2 + y**2 < 24**2)[..., None]
+    path = tmp_path_factory.mktemp("picture") / "disc.png"
+    Image.fromarray((inside * np.array([200, 40, 40, 255])).astype(np.uint8), "RGBA").save(path)
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 import json
 import shutil
 
-import numpy as np
 import pytest
 import torch
 
@@ -21,18 +20,6 @@ TYPES = {
     "flux": "pgc-flux-guidance",
     "zero123": "pgc-zero123-guidance",
 }
-
-
-@pytest.fixture(scope="module")
-def disc(tmp_path_factory):
-    """A picture of a red disc on a transparent background."""
-    from PIL import Image
-
-    y, x = np.mgrid[:64, :64] - 31.5
-    inside = (x**2 + y**2 < 24**2)[..., None]
-    path = tmp_path_factory.mktemp("picture") / "disc.png"
-    Image.fromarray((inside * np.array([200, 40, 40, 255])).astype(np.uint8), "RGBA").save(path)
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
@@ -12,17 +11,7 @@ CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"
 FAMILY = {guidance: family for family, (_, guidance) in FAMILIES.items()}
 
 
-def picture(path):
-    """A red disc on a transparent background."""
-    from PIL import Image
-
-    y, x = np.mgrid[:64, :64] - 31.5
-    inside = (x**2 + y**2 < 24**2)[..., None]
-    Image.fromarray((inside * np.array([200, 40, 40, 255])).astype(np.uint8), "RGBA").save(path)
-    return path
-
-
-def overrides(config, models, folder):
+def overrides(config, models, picture, folder):
     """What makes a config small: models, picture sizes, steps. Everything else stays as shipped."""
     guidance = config.system.guidance
     model, controlnet = models[FAMILY[config.system.guidance_type]]
@@ -41,17 +30,17 @@ def overrides(config, models, folder):
         single = isinstance(nets, str)
         changes.append(f"system.guidance.controlnet_name_or_path={controlnet if single else [str(controlnet)] * len(nets)}")
     if config.data_type == "pgc-single-image-datamodule":
-        changes.append(f"data.image_path={picture(folder / 'disc.png')}")
+        changes.append(f"data.image_path={picture}")
     return changes
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_it_trains_two_steps(path, tiny_models, tmp_path):
+def test_it_trains_two_steps(path, tiny_models, disc, tmp_path):
     import threestudio_pgc.modules  # noqa: F401  registers the parts once
     from threestudio_pgc.standalone.launcher import main
 
     config = OmegaConf.load(path)
-    changes = overrides(config, tiny_models, tmp_path)
+    changes = overrides(config, tiny_models, disc, tmp_path)
     assert main(["--config", str(path), "--train", "--gpu", "none", *changes]) == 0
     run = tmp_path / "n" / "t"
     assert (run / "ckpts" / "last.ckpt").is_file() and (run / "save" / "it2-test" / "0.png").is_file()
