@@ -3,7 +3,7 @@
 import torch
 from report import arguments, median_seconds, report
 
-from threestudio_pgc.scene.fields import FIELD_PRESETS, TextureField
+from threestudio_pgc.scene.fields import FIELD_PRESETS, HashGridField
 
 parser = arguments("fields", __doc__)
 parser.add_argument("--points", type=int, default=30_000, help="four views of 128 pixels, half of them covered")
@@ -19,7 +19,7 @@ def step(function, points: torch.Tensor, weights: torch.Tensor) -> None:
 rows = []
 for preset in FIELD_PRESETS:
     torch.manual_seed(0)
-    field = TextureField.from_preset(preset, backend="numba")
+    field = HashGridField.from_preset(preset, backend="numba")
     encoding = field.encoding
     points = torch.nn.functional.normalize(torch.randn(options.points, 3), dim=-1) * 0.8
     weights = torch.randn(options.points, encoding.n_output)

@@ -16,7 +16,7 @@ from threestudio_pgc.export.pictures import save_png
 from threestudio_pgc.pixelgrad.linear_map import LinearMap, find_linear_map
 from threestudio_pgc.scene.backgrounds import RandomBackground
 from threestudio_pgc.scene.cameras import Cameras, orbit_cameras, sample_cameras
-from threestudio_pgc.scene.fields import TextureField, field_config
+from threestudio_pgc.scene.fields import HashGridField, field_config
 from threestudio_pgc.scene.gbuffer import composite, render_gbuffer
 from threestudio_pgc.scene.materials import AlbedoMaterial
 from threestudio_pgc.scene.mesh import TriangleMesh, load_mesh, normalize
@@ -69,7 +69,7 @@ class TexturedObject:
         channels = self.prior.latent_channels if self.is_latent else AlbedoMaterial.n_features
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, 0, 0, "field"))
-            self.field = TextureField(field_config(preset, n_output=channels)).to(model.device)
+            self.field = HashGridField(field_config(preset, n_output=channels)).to(model.device)
         self.material = AlbedoMaterial()
 
     def render(self, cameras: Cameras, background: Tensor) -> Tensor:

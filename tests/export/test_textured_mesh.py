@@ -207,11 +207,11 @@ def test_too_little_space_is_said_before_the_work(box, tmp_path, monkeypatch):
 
 def test_a_field_through_a_material_exports(bare_sphere, tmp_path):
     """The colour function the system uses, on a mesh without texture coordinates."""
-    from threestudio_pgc.scene.fields import TextureField
+    from threestudio_pgc.scene.fields import HashGridField
     from threestudio_pgc.scene.materials import AlbedoMaterial
 
     torch.manual_seed(0)
-    field, material = TextureField.from_preset("pocket", log2_hashmap_size=10), AlbedoMaterial()
+    field, material = HashGridField.from_preset("pocket", log2_hashmap_size=10), AlbedoMaterial()
     written = export_textured_mesh(bare_sphere, lambda points: material(field(points)), tmp_path, "sphere", resolution=64)
     picture = np.asarray(Image.open(written["png"]))
     assert picture.min() >= 0.05 * 255 - 1 and picture.max() <= 0.95 * 255 + 1

@@ -7,7 +7,7 @@ from threestudio_pgc.scene.fields import (
     FIELD_PRESETS,
     FieldConfig,
     HashGridEncoding,
-    TextureField,
+    HashGridField,
     evaluate_in_chunks,
     field_config,
 )
@@ -36,7 +36,7 @@ def table_gradient(encoding, features, weights):
 
 @pytest.mark.parametrize("backend", ["torch", "numba"])
 def test_no_points(backend):
-    field = TextureField(FieldConfig(backend=backend, **SMALL))
+    field = HashGridField(FieldConfig(backend=backend, **SMALL))
     features = field(torch.zeros(0, 3))
     assert features.shape == (0, 3)
     features.sum().backward()
@@ -123,7 +123,7 @@ def test_bound_only_scales_the_lattice(backend):
 def test_forward_and_backward_are_deterministic():
     def run():
         torch.manual_seed(5)
-        field = TextureField.from_preset("pocket")
+        field = HashGridField.from_preset("pocket")
         features = field(random_points(2000))
         features.square().sum().backward()
         return features.detach(), field.encoding.table.grad
@@ -140,21 +140,21 @@ def test_forward_and_backward_are_deterministic():
     ],
 )
 def test_presets_have_the_published_sizes(preset, encoding, mlp):
-    groups = TextureField.from_preset(preset).parameter_groups()
+    groups = HashGridField.from_preset(preset).parameter_groups()
     assert sum(parameter.numel() for parameter in groups["encoding"]) == encoding
     assert sum(parameter.numel() for parameter in groups["mlp"]) == mlp
 
 
 def test_parameter_groups_hold_every_parameter_once():
-    field = TextureField.from_preset("pocket")
+    field = HashGridField.from_preset("pocket")
     grouped = [id(parameter) for group in field.parameter_groups().values() for parameter in group]
     assert sorted(grouped) == sorted(id(parameter) for parameter in field.parameters())
 
 
 def test_gain_multiplies_what_the_grid_says():
     torch.manual_seed(0)
-    plain = TextureField(FieldConfig(**SMALL, bias=False, hidden_layers=0))
-    loud = TextureField(FieldConfig(**SMALL, bias=False, hidden_layers=0, gain=10.0))
+    plain = HashGridField(FieldConfig(**SMALL, bias=False, hidden_layers=0))
+    loud = HashGridField(FieldConfig(**SMALL, bias=False, hidden_layers=0, gain=10.0))
     loud.load_state_dict(plain.state_dict())
     points = random_points(50)
     torch.testing.assert_close(loud(points), 10 * plain(points))
@@ -162,7 +162,7 @@ def test_gain_multiplies_what_the_grid_says():
 
 def test_a_field_learns_a_pattern_on_a_surface():
     torch.manual_seed(0)
-    field = TextureField.from_preset("pocket")
+    field = HashGridField.from_preset("pocket")
     groups = field.parameter_groups()
     optimizer = torch.optim.Adam([{"params": groups["encoding"], "lr": 1e-2}, {"params": groups["mlp"], "lr": 1e-3}], eps=1e-15)
     points = torch.nn.functional.normalize(random_points(1000), dim=-1) * 0.8
@@ -179,8 +179,8 @@ def test_a_field_learns_a_pattern_on_a_surface():
 
 def test_state_round_trip_between_backends():
     """A checkpoint of the fused path loads in the plain one and gives the same features."""
-    fused = TextureField(FieldConfig(backend="numba", **SMALL))
-    plain = TextureField(FieldConfig(backend="torch", **SMALL))
+    fused = HashGridField(FieldConfig(backend="numba", **SMALL))
+    plain = HashGridField(FieldConfig(backend="torch", **SMALL))
     plain.load_state_dict(fused.state_dict())
     points = random_points(100)
     torch.testing.assert_close(plain(points), fused(points), rtol=1e-6, atol=1e-6)
@@ -195,7 +195,7 @@ def test_every_config_entry_is_checked_and_named():
     bad |= dict(hidden_width=0, hidden_layers=-1, n_output=0, gain=0.0, backend="cuda")
     for key, value in bad.items():
         with pytest.raises(ValueError, match=f"{key}: found {value!r}"):
-            TextureField(dataclasses.replace(FieldConfig(**SMALL), **{key: value}))
+            HashGridField(dataclasses.replace(FieldConfig(**SMALL), **{key: value}))
     assert set(bad) | {"bias"} == {entry.name for entry in dataclasses.fields(FieldConfig)}
 
 
@@ -205,7 +205,7 @@ def test_presets_are_not_changed_by_overrides():
 
 
 def test_evaluation_in_chunks_equals_evaluation_at_once():
-    field = TextureField(FieldConfig(**SMALL))
+    field = HashGridField(FieldConfig(**SMALL))
     points = random_points(1000)
     seen = []
     parts = evaluate_in_chunks(field, points, chunk=333, progress=lambda done, total: seen.append((done, total)))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..host import BaseExplicitGeometry, Mesh, info, register
-from ..scene.fields import TextureField, field_config
+from ..scene.fields import HashGridField, field_config
 from ..scene.mesh import TriangleMesh, load_mesh, normalize
 
 
@@ -36,7 +36,7 @@ class TexturedMesh(BaseExplicitGeometry):
     def configure(self) -> None:
         super().configure()
         self._mesh = normalize(load_mesh(self.cfg.mesh, max_faces=self.cfg.max_faces, up=self.cfg.up), self.cfg.extent)
-        self.texture = TextureField(field_config(**dict(self.cfg.texture)))
+        self.texture = HashGridField(field_config(**dict(self.cfg.texture)))
         info(f"Mesh {self.cfg.mesh}: {len(self._mesh.vertices)} vertices, {len(self._mesh.faces)} faces")
 
     def triangle_mesh(self) -> TriangleMesh:

@@ -1,4 +1,4 @@
-"""Texture fields: a multi-resolution hash grid followed by a small MLP.
+"""Fields in space, of textures and shapes: a multi-resolution hash grid followed by a small MLP.
 
 Mueller, Evans, Schied, Keller: "Instant Neural Graphics Primitives with a Multiresolution Hash Encoding", SIGGRAPH
 2022, section 3. The plain torch path runs on any device and is what the fused paths (numba on a CPU, tiny-cuda-nn on
@@ -26,7 +26,7 @@ PRIME_Z = 805459861
 
 @dataclasses.dataclass(frozen=True)
 class FieldConfig:
-    """Size of a texture field.
+    """Size of a field.
 
     Attributes:
         n_levels: resolutions of the grid, L.
@@ -212,8 +212,8 @@ class HashGridEncoding(nn.Module):
         return f"{self.n_levels} levels x {self.n_features_per_level} features, {nodes}, backend={self.backend}"
 
 
-class TextureField(nn.Module):
-    """Hash grid followed by an MLP: points on a surface -> raw features, to be read by a material."""
+class HashGridField(nn.Module):
+    """Hash grid followed by an MLP: points -> raw features, to be read by a material, or as a signed distance and a deformation."""
 
     def __init__(self, config: FieldConfig | None = None):
         super().__init__()
@@ -239,7 +239,7 @@ class TextureField(nn.Module):
         self.mlp = nn.Sequential(*layers[:-1])
 
     @classmethod
-    def from_preset(cls, preset: str = "reference", **overrides) -> TextureField:
+    def from_preset(cls, preset: str = "reference", **overrides) -> HashGridField:
         """A field sized by `field_config(preset, **overrides)`."""
         return cls(field_config(preset, **overrides))
 
