@@ -81,10 +81,26 @@ def test_gradcheck_of_the_fused_kernel_in_the_table():
     assert torch.autograd.gradcheck(lambda table: torch.func.functional_call(encoding, {"table": table}, (points,)), (encoding.table,))
 
 
-def test_points_that_need_a_gradient_get_one_from_the_numba_backend_too():
-    points = random_points(5, reach=0.9).requires_grad_()
-    random_encoding("numba")(points).sum().backward()
-    assert (points.grad != 0).any()
+def test_the_fused_kernels_gradient_in_the_points_is_its_twins():
+    encoding = random_encoding("numba", dtype=torch.float64)
+    points = torch.cat([random_points(400, torch.float64, reach=1.2), torch.tensor([[float("nan"), 0.1, 0.2], [1.0, -1.0, 0.3]])])
+    weights = torch.randn(len(points), encoding.n_output, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    found = []
+    for function in (encoding, encoding.forward_torch):
+        leaf = points.clone().requires_grad_()
+        (function(leaf) * weights).sum().backward()
+        found.append(leaf.grad)
+    assert torch.isfinite(found[0]).all() and (found[0] != 0).any()
+    assert (found[0][points.abs() > 1] == 0).all()
+    torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-9)
+
+
+def test_gradcheck_of_the_fused_kernel_in_points_and_table():
+    encoding = random_encoding("numba", dtype=torch.float64, n_levels=2, log2_hashmap_size=6, max_resolution=9)
+    points = random_points(12, torch.float64, reach=0.9).requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda points, table: torch.func.functional_call(encoding, {"table": table}, (points,)), (points, encoding.table)
+    )
 
 
 @pytest.mark.parametrize("backend", ["torch", "numba"])

@@ -63,11 +63,12 @@ def _corners(points, n, scale, half, one, cells, last, resolution, mask, dense):
 
 
 @functools.cache
-def hash_grid_kernels(n_features: int) -> tuple[Callable, Callable]:
-    """Compiled (forward, backward) for that many features per level: a constant lets the compiler unroll the inner loops.
+def hash_grid_kernels(n_features: int) -> tuple[Callable, Callable, Callable]:
+    """Compiled (forward, backward, backward_points) for that many features per level: a constant lets the compiler unroll the inner loops.
 
     forward(points (N, 3), table (T, F), resolutions (L,), offsets (L+1,), scale, output (N, L*F)) fills output.
     backward(points, grad_output (N, L*F), resolutions, offsets, scale, grad_table (T, F)) adds to grad_table.
+    backward_points(points, table, grad_output, resolutions, offsets, scale, grad_points (N, 3)) adds to grad_points; zero outside the cube.
     """
 
     @jit
@@ -120,4 +121,40 @@ def hash_grid_kernels(n_features: int) -> tuple[Callable, Callable]:
                     values[rows[6], f] += gx * w3 * grad
                     values[rows[7], f] += fx * w3 * grad
 
-    return forward, backward
+    @jit
+    def backward_points(points, table, grad_output, resolutions, offsets, scale, grad_points):
+        kind = table.dtype.type
+        half, one = kind(0.5), kind(1.0)
+        zero = half - half
+        for level in range(resolutions.shape[0]):
+            nodes = offsets[level + 1] - offsets[level]
+            dense = nodes == resolutions[level] ** 3
+            values = table[offsets[level] : offsets[level + 1]]
+            mask = np.uint32(nodes - 1)
+            resolution = np.uint32(resolutions[level])
+            last = np.uint32(resolutions[level] - 2)
+            cells = kind(resolutions[level] - 1)
+            for n in range(points.shape[0]):
+                rows, fx, fy, fz = _corners(points, n, kind(scale), half, one, cells, last, resolution, mask, dense)
+                gx, gy, gz = one - fx, one - fy, one - fz
+                along_x, along_y, along_z = zero, zero, zero
+                for f in range(n_features):
+                    grad = grad_output[n, level * n_features + f]
+                    a, b = values[rows[0], f], values[rows[1], f]
+                    c, d = values[rows[2], f], values[rows[3], f]
+                    low_0, low_1, step_0, step_1 = gx * a + fx * b, gx * c + fx * d, b - a, d - c
+                    a, b = values[rows[4], f], values[rows[5], f]
+                    c, d = values[rows[6], f], values[rows[7], f]
+                    high_0, high_1, step_2, step_3 = gx * a + fx * b, gx * c + fx * d, b - a, d - c
+                    along_x += grad * ((gy * step_0 + fy * step_1) * gz + (gy * step_2 + fy * step_3) * fz)
+                    along_y += grad * ((low_1 - low_0) * gz + (high_1 - high_0) * fz)
+                    along_z += grad * ((high_0 - low_0) * gy + (high_1 - low_1) * fy)
+                grad_points[n, 0] += along_x * cells * kind(scale)
+                grad_points[n, 1] += along_y * cells * kind(scale)
+                grad_points[n, 2] += along_z * cells * kind(scale)
+        for n in range(points.shape[0]):
+            for axis in range(3):
+                if not zero <= points[n, axis] * kind(scale) + half <= one:  # clamped there, or NaN
+                    grad_points[n, axis] = zero
+
+    return forward, backward, backward_points

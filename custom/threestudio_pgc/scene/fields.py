@@ -146,7 +146,7 @@ class HashGridEncoding(nn.Module):
             self.table = nn.Parameter(torch.empty(offsets[-1], n_features_per_level).uniform_(-1e-4, 1e-4))
 
     def forward(self, points: Tensor) -> Tensor:
-        """Features of points, differentiable in the table and (torch path and tiny-cuda-nn) in the points.
+        """Features of points, differentiable in the table and in the points; in either twice with the torch path only.
 
         Args:
             points: (N, 3) in [-bound, bound]; points outside are clamped to it, NaN counts as the lower bound.
@@ -160,12 +160,10 @@ class HashGridEncoding(nn.Module):
         points = points.to(self.table.dtype)
         if self.backend == "torch" or not points.is_cpu:
             return self.forward_torch(points)
-        if points.requires_grad and torch.is_grad_enabled():
-            return self.forward_torch(points)  # the fused kernel has no gradient with respect to the points
         return _FusedHashGrid.apply(points, self.table, self.resolutions, self.offsets, self.bound)
 
     def forward_torch(self, points: Tensor) -> Tensor:
-        """The plain twin of the fused paths: same arguments and result, any device, also differentiable in points."""
+        """The plain twin of the fused paths: same arguments and result, any device, differentiable any number of times."""
         unit = self._to_unit(points.to(self.table.dtype))
         return torch.cat([self._level(unit, *level) for level in self._levels], dim=-1)
 
@@ -301,33 +299,37 @@ def _tcnn_present() -> bool:
 
 
 class _FusedHashGrid(torch.autograd.Function):
-    """All levels of the grid in one compiled loop, the table's gradient in another. CPU, no gradient to the points."""
+    """All levels of the grid in one compiled loop, the gradients of table and points in one each. CPU."""
 
     @staticmethod
     def forward(ctx, points, table, resolutions, offsets, bound):
-        points = points.detach().contiguous()
-        table_ = table.detach().contiguous()
-        ctx.save_for_backward(points, resolutions, offsets)
+        points_, table_ = points.detach().contiguous(), table.detach().contiguous()
+        ctx.save_for_backward(points_, table, resolutions, offsets)
         ctx.bound = bound
-        ctx.table_shape = table.shape
         features = table_.shape[1]
         output = table_.new_empty(points.shape[0], resolutions.shape[0] * features)
         if points.shape[0]:
             from .field_kernels import hash_grid_kernels  # compiled code: not wanted where only the torch path is
 
-            forward, _ = hash_grid_kernels(features)
-            forward(points.numpy(), table_.numpy(), resolutions.numpy(), offsets.numpy(), 0.5 / bound, output.numpy())
+            forward, _, _ = hash_grid_kernels(features)
+            forward(points_.numpy(), table_.numpy(), resolutions.numpy(), offsets.numpy(), 0.5 / bound, output.numpy())
         return output
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_output):
-        points, resolutions, offsets = ctx.saved_tensors
-        grad_table = points.new_zeros(ctx.table_shape)
+        points, table, resolutions, offsets = ctx.saved_tensors
+        to_points, to_table, *_ = ctx.needs_input_grad
+        grad_points = torch.zeros_like(points) if to_points else None
+        grad_table = torch.zeros(table.shape, dtype=table.dtype) if to_table else None
         if points.shape[0]:
             from .field_kernels import hash_grid_kernels
 
-            _, backward = hash_grid_kernels(ctx.table_shape[1])
+            _, backward, backward_points = hash_grid_kernels(table.shape[1])
             grad = grad_output.contiguous().numpy()
-            backward(points.numpy(), grad, resolutions.numpy(), offsets.numpy(), 0.5 / ctx.bound, grad_table.numpy())
-        return None, grad_table, None, None, None
+            grid = resolutions.numpy(), offsets.numpy(), 0.5 / ctx.bound
+            if to_table:
+                backward(points.numpy(), grad, *grid, grad_table.numpy())
+            if to_points:
+                backward_points(points.numpy(), table.detach().contiguous().numpy(), grad, *grid, grad_points.numpy())
+        return grad_points, grad_table, None, None, None
