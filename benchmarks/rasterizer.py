@@ -47,6 +47,12 @@ def compare(mesh: TriangleMesh, size: int, repeats: int) -> dict[str, float | No
     camera, ours, twin = look_at_cameras(40.0, 30.0, 2.25, 0.93), CpuRasterizer(), ReferenceRasterizer()
     clip = camera.clip(mesh.vertices)
     rast = ours.rasterize(clip, mesh.faces, size, size)
+    color, moving = torch.rand(1, size, size, 3), clip.clone().requires_grad_()
+    adjacency = mesh.face_adjacency()
+
+    def antialias(positions):
+        return ours.antialias(color, rast, positions, mesh.faces, adjacency)
+
     base = median_milliseconds(lambda: ours.rasterize(clip, mesh.faces, size, size), repeats)
     row = {
         "faces": len(mesh.faces),
@@ -54,6 +60,8 @@ def compare(mesh: TriangleMesh, size: int, repeats: int) -> dict[str, float | No
         "covered": float((rast[..., 3] > 0).float().mean()),
         "ours ms": base,
         "smooth mask ms": median_milliseconds(lambda: ours.smooth_mask(clip, rast, mesh.faces), repeats),
+        "antialias ms": median_milliseconds(lambda: antialias(clip), repeats),
+        "antialias forward + backward / ours": median_milliseconds(lambda: antialias(moving).backward(color), repeats) / base,
         "whole G-buffer ms": median_milliseconds(lambda: render_gbuffer(mesh, camera, size, size, ours), repeats),
         "torch twin / ours": median_milliseconds(lambda: twin.rasterize(clip, mesh.faces, size, size), repeats) / base,
         "embree, changed mesh / ours": None,
@@ -83,7 +91,7 @@ def compare(mesh: TriangleMesh, size: int, repeats: int) -> dict[str, float | No
 def main() -> None:
     args = arguments("rasterizer", __doc__).parse_args()
     torch.set_num_threads(1)
-    rows = [compare(torus(triangles), size, args.repeats) for triangles in (5_000, 50_000) for size in (128, 256, 512)]
+    rows = [compare(torus(triangles), size, args.repeats) for triangles in (5_000, 50_000, 200_000) for size in (128, 256, 512)]
     if rows[0]["same triangle"] is None:
         print("embreex is not installed (pip install -r requirements-test.txt): the columns for embree stay empty")
     report(rows, args.output)

@@ -74,7 +74,8 @@ class TexturedObject:
 
     def render(self, cameras: Cameras, background: Tensor) -> Tensor:
         """(B, size, size, C), differentiable in the field. `background` (B, H, W, 3) rgb at the prior's image size."""
-        buffers = render_gbuffer(self.mesh, cameras, self.size, self.size, self.rasterizer, smooth=not self.is_latent)
+        silhouette = "none" if self.is_latent else "coverage"
+        buffers = render_gbuffer(self.mesh, cameras, self.size, self.size, self.rasterizer, silhouette=silhouette)
         features = self.field(buffers.select(buffers.position))
         if not self.is_latent:
             return composite(self.material(features), buffers, background)
@@ -230,4 +231,4 @@ def read_views(folder: Path) -> Tensor:
 def eval_masks(mesh: str, size: int) -> Tensor:
     """(EVAL_VIEWS, size, size) bool: where `eval_cameras` see the mesh."""
     cameras = orbit_cameras(EVAL_VIEWS, elevation_deg=EVAL_ELEVATION_DEG)
-    return render_gbuffer(normalize(load_mesh(mesh)), cameras, size, size, make_rasterizer("cpu"), smooth=False).mask
+    return render_gbuffer(normalize(load_mesh(mesh)), cameras, size, size, make_rasterizer("cpu"), silhouette="none").mask

@@ -16,12 +16,12 @@ from scipy.ndimage import gaussian_filter
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "custom"))
 
 from threestudio_pgc.diffusion.control import normal_control
-from threestudio_pgc.scene.cameras import fovy_from_focal, look_at_cameras
-from threestudio_pgc.scene.gbuffer import render_gbuffer
+from threestudio_pgc.scene.cameras import Cameras, fovy_from_focal, look_at_cameras
+from threestudio_pgc.scene.gbuffer import GBuffer, render_gbuffer
 from threestudio_pgc.scene.mesh import TriangleMesh, builtin_mesh_names, load_mesh, normalize
 from threestudio_pgc.scene.raster import make_rasterizer
 
-from .captions import sample_caption, sample_look, view_name
+from .captions import plain_caption, sample_caption, sample_look, view_name
 from .shapes import Shape, shapes
 from .textures import Surface, paint
 
@@ -30,6 +30,7 @@ SUPERSAMPLE = 2
 LOOKS_PER_VIEW = 4
 VIEWS_PER_CHUNK = 32
 CAPTIONS_PER_IMAGE = 4
+CAPTIONS_PER_NORMAL_MAP = 8  # the first half name a look, which a normal map does not show, the others the shape alone
 BUNDLED_EVERY = 4  # each fourth chunk shows the bundled meshes, which users will texture first
 BUNDLED_WEIGHTS = {"bunny": 1.0, "teapot": 1.0, "vase": 0.4, "knot": 0.25, "lettered": 0.2}
 
@@ -67,13 +68,26 @@ def sample_camera(rng: np.random.Generator) -> tuple[float, float, float, float]
     return rng.uniform(-10, 45), rng.uniform(-180, 180), rng.uniform(2.0, 2.5), focal
 
 
-def render_views(mesh: TriangleMesh, cameras: list[tuple[float, float, float, float]], backend) -> list[View]:
-    side = SIZE * SUPERSAMPLE
+@torch.no_grad()
+def render_buffers(mesh: TriangleMesh, cameras: list[tuple[float, float, float, float]], backend) -> tuple[Cameras, GBuffer]:
+    """Cameras and G-buffer, at SIZE * SUPERSAMPLE pixels, of some draws of `sample_camera`."""
     elevation, azimuth, distance, focal = (torch.tensor(values, dtype=torch.float32) for values in zip(*cameras))
     batch = look_at_cameras(elevation, azimuth, distance, fovy_from_focal(focal))
-    with torch.no_grad():
-        g = render_gbuffer(mesh, batch, side, side, backend, smooth=False)
-        normals = normal_control(g.view_normal, g.opacity, "opengl").numpy()
+    return batch, render_gbuffer(mesh, batch, SIZE * SUPERSAMPLE, SIZE * SUPERSAMPLE, backend, silhouette="none")
+
+
+def render_normal_maps(mesh: TriangleMesh, cameras: list[tuple[float, float, float, float]], backend) -> np.ndarray:
+    """Pictures (N, SIZE, SIZE, 3) float32 in [0, 1] of the camera-space normals n: (n + 1) / 2 on flat grey, 0.5.
+
+    The silhouette is the mean of colour and grey: n is zero where the G-buffer is empty.
+    """
+    _, g = render_buffers(mesh, cameras, backend)
+    return np.stack([shrink(normal) for normal in (0.5 + 0.5 * g.view_normal).numpy()])
+
+
+def render_views(mesh: TriangleMesh, cameras: list[tuple[float, float, float, float]], backend) -> list[View]:
+    batch, g = render_buffers(mesh, cameras, backend)
+    normals = normal_control(g.view_normal, g.opacity, "opengl").numpy()
     out = []
     for k in range(len(cameras)):
         mask = g.mask[k].numpy()
@@ -115,6 +129,15 @@ def shade(view: View, albedo: np.ndarray, rng: np.random.Generator) -> np.ndarra
     return np.clip(shrink(image), 0, 1)
 
 
+def draw_groups(rng: np.random.Generator, pool: list[Shape], views: int):
+    """Yields (first, shape, mesh, cameras): shape and cameras of the views from `first` on, four views of one shape to share its set-up."""
+    weights = np.array([shape.weight for shape in pool])
+    for first in range(0, views, 4):
+        shape = pool[int(rng.choice(len(pool), p=weights / weights.sum()))]
+        mesh = TriangleMesh(torch.as_tensor(shape.vertices, dtype=torch.float32), torch.as_tensor(shape.faces))
+        yield first, shape, mesh, [sample_camera(rng) for _ in range(min(4, views - first))]
+
+
 def make_chunk(index: int, seed: int, pool: list[Shape], backend, views: int = VIEWS_PER_CHUNK):
     """Renders of chunk `index`: images (views * LOOKS_PER_VIEW, SIZE, SIZE, 3) uint8, control (views, SIZE, SIZE) and normals
     (views, SIZE, SIZE, 3) uint8, and one record an image.
@@ -125,14 +148,8 @@ def make_chunk(index: int, seed: int, pool: list[Shape], backend, views: int = V
     images = np.empty((views * LOOKS_PER_VIEW, SIZE, SIZE, 3), np.uint8)
     control = np.empty((views, SIZE, SIZE), np.uint8)
     normals = np.empty((views, SIZE, SIZE, 3), np.uint8)
-    weights = np.array([shape.weight for shape in pool])
     records = []
-    # Four views of one shape at a time, to share its set-up.
-    for first in range(0, views, 4):
-        number = int(rng.choice(len(pool), p=weights / weights.sum()))
-        shape = pool[number]
-        mesh = TriangleMesh(torch.as_tensor(shape.vertices, dtype=torch.float32), torch.as_tensor(shape.faces))
-        cameras = [sample_camera(rng) for _ in range(min(4, views - first))]
+    for first, shape, mesh, cameras in draw_groups(rng, pool, views):
         for offset, (camera, view) in enumerate(zip(cameras, render_views(mesh, cameras, backend))):
             control[first + offset] = np.rint(view.control * 255)
             normals[first + offset] = np.rint(view.normal_control * 255)
@@ -150,44 +167,76 @@ def make_chunk(index: int, seed: int, pool: list[Shape], backend, views: int = V
     return images, control, normals, records
 
 
+def make_normal_chunk(index: int, seed: int, pool: list[Shape], backend, views: int = VIEWS_PER_CHUNK):
+    """Normal maps (views, SIZE, SIZE, 3) uint8 of chunk `index` and one record each; depends on (seed, index) alone."""
+    rng = np.random.default_rng((seed, index))
+    images, records = np.empty((views, SIZE, SIZE, 3), np.uint8), []
+    for first, shape, mesh, cameras in draw_groups(rng, pool, views):
+        images[first : first + len(cameras)] = np.rint(render_normal_maps(mesh, cameras, backend) * 255)
+        for elevation, azimuth, _, _ in cameras:
+            word, half = view_name(elevation, azimuth), CAPTIONS_PER_NORMAL_MAP // 2
+            captions = [sample_caption(sample_look(rng), shape.name, word, False, rng) for _ in range(half)]
+            captions += [plain_caption(shape.name, word, rng) for _ in range(half)]
+            records.append({"shape": shape.name, "view": word, "captions": captions})
+    return images, records
+
+
 def make_data(directory: Path, views: int, seed: int, worker: int = 0, workers: int = 1, per_chunk: int = VIEWS_PER_CHUNK) -> None:
-    """Writes this worker's share of the chunks under `directory`/chunks; chunks already there are kept."""
+    """Writes this worker's share of the textured views under `directory`/chunks."""
+
+    def make(index, pool, backend):
+        images, control, normals, records = make_chunk(index, seed, pool, backend, per_chunk)
+        return {"images": images, "control": control, "normals": normals, "records": json.dumps(records)}
+
+    write_chunks(directory, make, -(-views // per_chunk), worker, workers)
+
+
+def make_normal_data(directory: Path, views: int, seed: int, per_chunk: int, worker: int = 0, workers: int = 1) -> None:
+    """Writes this worker's share of the normal maps under `directory`/chunks."""
+
+    def make(index, pool, backend):
+        images, records = make_normal_chunk(index, seed, pool, backend, per_chunk)
+        return {"images": images, "records": json.dumps(records)}
+
+    write_chunks(directory, make, -(-views // per_chunk), worker, workers)
+
+
+def write_chunks(directory: Path, make, chunks: int, worker: int, workers: int) -> None:
+    """Writes this worker's share of the chunks, the arrays of make(index, pool, backend), under `directory`/chunks; keeps what is there."""
     torch.set_num_threads(1)
     folder = directory / "chunks"
     folder.mkdir(parents=True, exist_ok=True)
     backend, pools = make_rasterizer("cpu"), (shapes(), bundled_shapes())
     if not pools[1]:
         print("data: no bundled mesh found, their chunks are left for a later run", flush=True)
-    start, done, mine = time.time(), 0, list(range(worker, -(-views // per_chunk), workers))
+    start, done, mine = time.time(), 0, list(range(worker, chunks, workers))
     for chunk in mine:
         path = folder / f"{chunk:05d}.npz"
         pool = pools[chunk % BUNDLED_EVERY == BUNDLED_EVERY - 1]
         if path.exists() or not pool:
             continue
-        images, control, normals, records = make_chunk(chunk, seed, pool, backend, per_chunk)
+        arrays = make(chunk, pool, backend)
         partial = path.with_suffix(".part.npz")
-        np.savez(partial, images=images, control=control, normals=normals, records=json.dumps(records))
+        np.savez(partial, **arrays)
         partial.rename(path)
         done += 1
         if worker == 0 and done % 10 == 0:
             rate = done / (time.time() - start)
-            speed, left = rate * len(images) * workers, (len(mine) - done) / rate
+            speed, left = rate * len(arrays["images"]) * workers, (len(mine) - done) / rate
             print(f"data: {done}/{len(mine)} chunks, {speed:.0f} img/s, {left:.0f} s left", flush=True)
 
 
 def pack_data(directory: Path) -> int:
-    """Joins the chunks into images.npy, control.npy, normals.npy and records.json; returns the number of images."""
-    paths = sorted((directory / "chunks").glob("[0-9]*[0-9].npz"))
-    images, control, normals, records = [], [], [], []
-    for path in paths:
+    """Joins the arrays of the chunks into one file each, as images.npy, and records.json; returns the number of images."""
+    arrays: dict[str, list[np.ndarray]] = {}
+    records = []
+    for path in sorted((directory / "chunks").glob("[0-9]*[0-9].npz")):
         with np.load(path) as part:
-            images.append(part["images"])
-            control.append(part["control"])
-            normals.append(part["normals"])
             records += json.loads(str(part["records"]))
-    np.save(directory / "images.npy", np.concatenate(images))
-    np.save(directory / "control.npy", np.concatenate(control))
-    np.save(directory / "normals.npy", np.concatenate(normals))
+            for name in set(part.files) - {"records"}:
+                arrays.setdefault(name, []).append(part[name])
+    for name, parts in arrays.items():
+        np.save(directory / f"{name}.npy", np.concatenate(parts))
     (directory / "records.json").write_text(json.dumps(records))
     return len(records)
 

@@ -159,7 +159,7 @@ def test_control_agrees_with_the_guidance(cube):
     view = renders.render_views(mesh, [camera], backend)[0]
     ours = view.control
     e, a, d, f = (torch.tensor([value]) for value in camera)
-    g = renders.render_gbuffer(mesh, renders.look_at_cameras(e, a, d, renders.fovy_from_focal(f)), 128, 128, backend, smooth=False)
+    g = renders.render_gbuffer(mesh, renders.look_at_cameras(e, a, d, renders.fovy_from_focal(f)), 128, 128, backend, silhouette="none")
     theirs = make_control("depth", vars(g))[0, ..., 0].numpy()
     assert np.percentile(np.abs(ours - theirs), 97) < 0.03
     assert np.percentile(np.abs(view.normal_control - make_control("normal", vars(g))[0].numpy()), 97) < 0.03

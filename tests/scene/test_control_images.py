@@ -59,8 +59,8 @@ def turned(mesh, degrees):
     return replace(mesh, vertices=mesh.vertices @ turn.T)
 
 
-def rendered(mesh, cameras, size=48, smooth=True):
-    return vars(render_gbuffer(mesh, cameras, size, size, CPU, smooth=smooth))
+def rendered(mesh, cameras, size=48):
+    return vars(render_gbuffer(mesh, cameras, size, size, CPU))
 
 
 def control_of(mesh, cameras, kind, convention="opengl", size=48):

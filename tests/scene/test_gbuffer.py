@@ -6,7 +6,7 @@ import torch
 import trimesh
 
 from threestudio_pgc.scene.cameras import fovy_from_focal, look_at_cameras, orbit_cameras
-from threestudio_pgc.scene.gbuffer import composite, render_gbuffer
+from threestudio_pgc.scene.gbuffer import antialiased, composite, render_gbuffer
 from threestudio_pgc.scene.mesh import TriangleMesh, load_mesh, normalize
 from threestudio_pgc.scene.raster.cpu import CpuRasterizer
 from threestudio_pgc.scene.raster.reference import ReferenceRasterizer
@@ -25,14 +25,14 @@ def plane(x: float, half: float) -> TriangleMesh:
     return TriangleMesh(vertices, torch.tensor([[0, 1, 2], [0, 2, 3]]))
 
 
-@pytest.mark.parametrize("smooth", [True, False])
+@pytest.mark.parametrize("silhouette", ["coverage", "antialias", "none"])
 @pytest.mark.parametrize(
     "mesh",
     [TriangleMesh(torch.zeros(0, 3), torch.zeros(0, 3, dtype=torch.int64)), plane(50.0, 1.0)],
     ids=["no vertices", "behind the camera"],
 )
-def test_nothing_to_see(mesh, smooth):
-    gbuffer = render_gbuffer(mesh, orbit_cameras(1, elevation_deg=0), 8, 12, CPU, smooth=smooth)
+def test_nothing_to_see(mesh, silhouette):
+    gbuffer = render_gbuffer(mesh, orbit_cameras(1, elevation_deg=0), 8, 12, CPU, silhouette=silhouette)
     assert gbuffer.mask.shape == (1, 8, 12) and gbuffer.indices.shape == (0,)
     for name, channels in {"opacity": 1, "depth": 1, "position": 3, "normal": 3, "view_normal": 3, "rast": 4}.items():
         buffer = getattr(gbuffer, name)
@@ -40,6 +40,7 @@ def test_nothing_to_see(mesh, smooth):
     assert gbuffer.select(gbuffer.position).shape == (0, 3)
     background = torch.rand(1, 8, 12, 3)
     assert torch.equal(composite(torch.zeros(0, 3), gbuffer, background), background)
+    assert torch.equal(composite(torch.zeros(0, 3), gbuffer, background, mesh, CPU), background)
 
 
 def test_plane_depth_is_along_the_axis_and_not_along_the_ray():
@@ -103,7 +104,7 @@ def test_opacity_measures_the_covered_area():
     clip = camera.clip(mesh.vertices)
     coverage = CPU.smooth_mask(clip, CPU.rasterize(clip, mesh.faces, 64, 64), mesh.faces)
     assert float(coverage.mean()) == pytest.approx(0.613**2, abs=2 * 4 * 0.613 / 64 / 8)
-    hard = render_gbuffer(mesh, camera, 64, 64, CPU, smooth=False)
+    hard = render_gbuffer(mesh, camera, 64, 64, CPU, silhouette="none")
     assert torch.equal(hard.opacity[..., 0], hard.mask.float())
 
 
@@ -188,6 +189,89 @@ def test_composite_blends_by_opacity_and_is_differentiable():
     (composite(values, gbuffer, background) * weights).sum().backward()
     torch.testing.assert_close(values.grad, gbuffer.select(gbuffer.opacity) * gbuffer.select(weights))
     torch.testing.assert_close(background.grad, (1 - gbuffer.opacity) * weights)
+
+
+def test_an_unknown_silhouette_is_refused():
+    with pytest.raises(ValueError, match="silhouette: found 'soft', wanted one of coverage, antialias, none"):
+        render_gbuffer(sphere(0.6, 1), orbit_cameras(1), 8, 8, CPU, silhouette="soft")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_silhouette_changes_nothing_but_the_opacity(dtype):
+    mesh, cameras = normalize(load_mesh("builtin:teapot")), orbit_cameras(2)
+    mesh.vertices = mesh.vertices.to(dtype)
+    hard, blended, covered = (
+        render_gbuffer(mesh, cameras, 40, 48, CPU, silhouette=silhouette) for silhouette in ("none", "antialias", "coverage")
+    )
+    for other in (blended, covered):
+        for name in ("mask", "depth", "position", "normal", "view_normal", "rast", "clip", "indices"):
+            assert torch.equal(getattr(hard, name), getattr(other, name)), name
+    assert hard.clip.shape == (2, len(mesh.vertices), 4) and blended.opacity.dtype == dtype
+    assert blended.opacity.min() == 0 and blended.opacity.max() == 1
+    assert torch.equal(blended.opacity, antialiased(hard.opacity, hard, mesh, CPU).clamp(0, 1))
+    assert blended.opacity[~hard.mask].any() and (blended.opacity[hard.mask] >= 0.5).float().mean() > 0.98
+    # on the outline the blended mask is nearer to the share that is covered
+    fine = render_gbuffer(mesh, cameras, 8 * 40, 8 * 48, CPU, silhouette="none").opacity
+    share = torch.nn.functional.avg_pool2d(fine.permute(0, 3, 1, 2), 8).permute(0, 2, 3, 1)
+    outline = (share > 0) & (share < 1)
+    errors = [(buffers.opacity - share)[outline].square().mean().sqrt() for buffers in (blended, hard)]
+    assert outline.sum() > 100 and errors[0] < 0.5 * errors[1]
+
+
+def growing_square(scale: torch.Tensor) -> TriangleMesh:
+    """Seen from the front at focal 1 and distance 2, half as wide as the picture at scale 1."""
+    mesh = plane(0.0, 0.5)
+    mesh.vertices = mesh.vertices.double() * scale
+    return mesh
+
+
+def test_the_opacity_and_a_picture_grow_with_the_object():
+    """A red square before blue: d(red)/d(scale) is that of the square's area, and blue falls as red rises."""
+    scale = torch.tensor(1.013, dtype=torch.float64, requires_grad=True)
+    mesh, camera = growing_square(scale), look_at_cameras(0, 0, 2.0, fovy_from_focal(1.0))
+    gbuffer = render_gbuffer(mesh, camera, 64, 64, CPU, silhouette="antialias")
+    side = 0.5 * float(scale.detach())  # in picture widths
+    by_area = 2 * side * 0.5
+    (grown,) = torch.autograd.grad(gbuffer.opacity.mean(), scale, retain_graph=True)
+    assert float(grown) == pytest.approx(by_area, rel=0.04)
+    assert float(gbuffer.opacity.detach().mean()) == pytest.approx(side**2, rel=1e-3)
+    red, blue = torch.tensor([1.0, 0, 0], dtype=torch.float64), torch.tensor([0, 0, 1.0], dtype=torch.float64)
+    image = composite(red.expand(len(gbuffer.indices), 3), gbuffer, blue.expand(1, 64, 64, 3), mesh, CPU)
+    torch.testing.assert_close(image[..., :1], gbuffer.opacity)
+    torch.testing.assert_close(image.sum(-1), torch.ones(1, 64, 64, dtype=torch.float64))
+    for channel, sign in ((0, 1), (2, -1)):
+        (grown,) = torch.autograd.grad(image[..., channel].mean(), scale, retain_graph=True)
+        assert float(grown) == pytest.approx(sign * by_area, rel=0.04)
+
+
+def test_the_silhouette_of_one_part_before_another_moves_in_the_picture_alone():
+    """A small square before a wall that fills the view: opacity is 1 throughout, the picture's gradient still sees the square grow."""
+    scale = torch.tensor(1.013, dtype=torch.float64, requires_grad=True)
+    square, wall = growing_square(scale), plane(-1.0, 9.0)
+    mesh = TriangleMesh(torch.cat([square.vertices, wall.vertices.double()]), torch.cat([square.faces, wall.faces + 4]))
+    gbuffer = render_gbuffer(mesh, look_at_cameras(0, 0, 2.0, fovy_from_focal(1.0)), 64, 64, CPU, silhouette="antialias")
+    assert (gbuffer.opacity == 1).all()
+    near = (gbuffer.select(gbuffer.position)[:, :1] > -0.5).double()
+    image = composite(near, gbuffer, torch.zeros(1, 64, 64, 1, dtype=torch.float64), mesh, CPU)
+    image.mean().backward()
+    assert float(scale.grad) == pytest.approx(0.5 * float(scale.detach()), rel=0.04)
+
+
+def test_an_antialiased_picture_carries_gradients_to_values_and_background():
+    mesh = sphere(0.8, 2)
+    gbuffer = render_gbuffer(mesh, orbit_cameras(2), 10, 10, CPU, silhouette="none")
+    generator = torch.Generator().manual_seed(0)
+    values = torch.rand(len(gbuffer.indices), 3, generator=generator, dtype=torch.float32, requires_grad=True)
+    background = torch.rand(2, 10, 10, 3, generator=generator, dtype=torch.float32, requires_grad=True)
+    image = composite(values, gbuffer, background, mesh, CPU)
+    hard = background.detach().clone()
+    hard[gbuffer.mask] = values.detach()
+    torch.testing.assert_close(image, antialiased(hard, gbuffer, mesh, CPU))
+    assert not torch.equal(image, hard)
+    image.sum().backward()
+    # every pixel's colour is a mean of colours, so what is shared out adds up to one per pixel
+    assert float(values.grad.sum() + background.grad.sum()) == pytest.approx(600, rel=1e-5)
+    assert torch.equal(antialiased(hard.half(), gbuffer, mesh, CPU), antialiased(hard.half().float(), gbuffer, mesh, CPU))
 
 
 def test_select_and_indices_are_the_masked_pixels_in_order():

@@ -5,16 +5,20 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .adjacency import face_adjacency
+
 MAX_FACES = 1_000_000
 BUILTIN_PREFIX = "builtin:"
 BUILTIN_DIRECTORY = Path(__file__).resolve().parent.parent / "assets" / "meshes"
 Y_UP_SUFFIXES = (".glb", ".gltf")  # glTF fixes y as up; for other formats z is the likelier guess
+LINEAR_COLOR_SUFFIXES = Y_UP_SUFFIXES  # glTF's factors and vertex colours are linear light; its pictures are display RGB, as all are
 
 # Stored = Y_UP_TO_Z_UP @ file. A cyclic exchange of axes, hence a rotation: y becomes up, and z, the front of a glTF model, becomes +x,
 # which is what the camera at azimuth 0 sees as the front.
@@ -46,6 +50,33 @@ class Similarity:
         return np.asarray(directions, np.float64) @ self.rotation.T
 
 
+@dataclass(frozen=True)
+class FaceColors:
+    """What a file paints its faces with.
+
+    The colour of a point is that of its face's corners, interpolated; a picture is multiplied by it, in linear light as in glTF.
+    """
+
+    corners: np.ndarray  # (F, 3, 3) float32 display RGB in [0, 1]; NaN for a face that the file gives no colour
+    pictures: list[Any]  # PIL images, decoded when they are asked for; row 0 is v = 1, and they repeat
+    face_picture: np.ndarray  # (F,) int32 into `pictures`; -1 where there is none
+    corner_uvs: np.ndarray  # (F, 3, 2) float32; of no meaning where there is no picture
+
+    def select(self, keep: np.ndarray) -> FaceColors:
+        """Those of the faces in `keep`, indices or bool (F,)."""
+        return replace(self, corners=self.corners[keep], face_picture=self.face_picture[keep], corner_uvs=self.corner_uvs[keep])
+
+
+def srgb_to_linear(colors: np.ndarray) -> np.ndarray:
+    """Display RGB in [0, 1] as linear light (IEC 61966-2-1)."""
+    return np.where(colors <= 0.04045, colors / 12.92, ((colors + 0.055) / 1.055) ** 2.4)
+
+
+def linear_to_srgb(colors: np.ndarray) -> np.ndarray:
+    """Linear light in [0, 1] as display RGB (IEC 61966-2-1)."""
+    return np.where(colors <= 0.0031308, 12.92 * colors, 1.055 * np.maximum(colors, 0.0031308) ** (1 / 2.4) - 0.055)
+
+
 @dataclass
 class TriangleMesh:
     """A triangle mesh in the stored frame: right-handed, z up. Faces are counter-clockwise seen from outside."""
@@ -55,11 +86,14 @@ class TriangleMesh:
     uvs: Tensor | None = None  # (T, 2) float32, v = 1 is row 0 of the texture (OBJ)
     uv_faces: Tensor | None = None  # (F, 3) int64 into uvs
     vertex_colors: Tensor | None = None  # (V, 3) float32 in [0, 1]
+    face_colors: FaceColors | None = None  # what the file paints its faces with, if anything; see mesh_colors.surface_colors
+    adjacency: Tensor | None = None  # (F, 3) int32 where the maker of the mesh knows it; read it through `face_adjacency`
     frame: Similarity = field(default_factory=Similarity)  # stored -> user's
     source_path: Path | None = None
 
     def __post_init__(self):
         self._normals: tuple[Tensor, int, Tensor, Tensor] | None = None  # vertices, their version, faces, normals
+        self._adjacency = (self.faces, self.adjacency)
 
     def vertex_normals(self) -> Tensor:
         """Unit outward normals (V, 3), the area-weighted mean of the adjoining faces'; +z where faces cancel out. Differentiable.
@@ -86,6 +120,14 @@ class TriangleMesh:
             self._normals = (self.vertices, self.vertices._version, self.faces, normals)
         return normals
 
+    def face_adjacency(self) -> Tensor:
+        """`adjacency.face_adjacency` of the faces, (F, 3) int32: as given, or computed once and kept until `faces` is replaced."""
+        faces, adjacency = self._adjacency
+        if adjacency is None or faces is not self.faces:
+            adjacency = face_adjacency(self.faces)
+            self._adjacency = (self.faces, adjacency)
+        return adjacency
+
     def face_normals(self) -> Tensor:
         """Unit outward normals (F, 3); zero for a face without area."""
         corners = self.vertices[self.faces]
@@ -93,7 +135,7 @@ class TriangleMesh:
         return F.normalize(crossed, dim=-1, eps=torch.finfo(crossed.dtype).tiny)
 
     def to(self, device: str | torch.device) -> TriangleMesh:
-        tensors = ("vertices", "faces", "uvs", "uv_faces", "vertex_colors")
+        tensors = ("vertices", "faces", "uvs", "uv_faces", "vertex_colors", "adjacency")
         present = {name: getattr(self, name) for name in tensors if getattr(self, name) is not None}
         return replace(self, **{name: tensor.to(device) for name, tensor in present.items()})
 
@@ -141,7 +183,7 @@ def load_mesh(path: str | Path, *, max_faces: int = MAX_FACES, up: str | None = 
     path = Path(path).expanduser()
     if up not in (None, "y", "z"):
         raise MeshError(f"{name}: up is {up!r}; want 'y' or 'z'")
-    positions, faces, uvs, colors = _read(path, name)
+    positions, faces, uvs, colors, face_colors = _read(path, name)
 
     if len(faces) > max_faces:
         raise MeshError(
@@ -178,6 +220,8 @@ def load_mesh(path: str | Path, *, max_faces: int = MAX_FACES, up: str | None = 
         mesh.uv_faces = torch.from_numpy(uv_faces.reshape(-1, 3).astype(np.int64))
     if colors is not None:
         mesh.vertex_colors = torch.from_numpy(np.ascontiguousarray(colors[first], np.float32))
+    if face_colors is not None:
+        mesh.face_colors = face_colors.select(keep)
     return mesh
 
 
@@ -199,8 +243,11 @@ def normalize(mesh: TriangleMesh, extent: float = 0.8) -> TriangleMesh:
     return replace(mesh, vertices=moved, frame=frame)
 
 
-def _read(path: Path, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]:
-    """Positions (V, 3) float64, faces (F, 3), uvs (V, 2) or None, colours (V, 3) or None, all parts merged, as the file has them."""
+def _read(path: Path, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None, FaceColors | None]:
+    """Positions (V, 3) float64, faces (F, 3), uvs (V, 2) or None, colours (V, 3) or None, colours by face or None.
+
+    All parts are merged, as the file has them.
+    """
     if not path.exists():
         raise MeshError(f"{name}: no such file")
     if path.is_dir():
@@ -227,15 +274,17 @@ def _read(path: Path, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray | N
             raise MeshError(f"{name}: is a point cloud, without faces; want a triangle mesh")
         raise MeshError(f"{name}: has no faces{' (only ' + ', '.join(sorted(other)) + ')' if other else ''}; want a triangle mesh")
 
-    positions, faces, uvs, colors, count = [], [], [], [], 0
+    positions, faces, uvs, colors, count, painted = [], [], [], [], 0, []
     for part, transform in parts:
         with np.errstate(invalid="ignore"):  # infinite vertices are reported by the caller
             positions.append(np.asarray(part.vertices, np.float64) @ transform[:3, :3].T + transform[:3, 3])
         part_faces = np.asarray(part.faces, np.int64)
         mirrored = np.linalg.det(transform[:3, :3]) < 0  # a mirroring node turns its faces inside out
-        faces.append((part_faces[:, ::-1] if mirrored else part_faces) + count)
+        part_faces = part_faces[:, ::-1] if mirrored else part_faces
+        faces.append(part_faces + count)
         uvs.append(_part_uvs(part))
         colors.append(_part_colors(part))
+        painted.append(_part_face_colors(part, part_faces, linear=path.suffix.lower() in LINEAR_COLOR_SUFFIXES))
         count += len(part.vertices)
     if any(item is None for item in uvs):
         if any(item is not None for item in uvs):
@@ -245,7 +294,8 @@ def _read(path: Path, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray | N
     if any(item is None for item in colors):
         colors = None
     merged_uvs = None if uvs is None else np.concatenate(uvs)
-    return np.concatenate(positions), np.concatenate(faces), merged_uvs, None if colors is None else np.concatenate(colors)
+    merged_colors = None if colors is None else np.concatenate(colors)
+    return np.concatenate(positions), np.concatenate(faces), merged_uvs, merged_colors, _merge_face_colors(painted)
 
 
 def _part_uvs(part) -> np.ndarray | None:
@@ -261,6 +311,67 @@ def _part_colors(part) -> np.ndarray | None:
     if part.visual.kind != "vertex":
         return None
     return np.asarray(part.visual.vertex_colors, np.float64)[:, :3] / 255.0
+
+
+def _part_face_colors(part, faces: np.ndarray, *, linear: bool) -> tuple[np.ndarray, np.ndarray | None, Any]:
+    """Colours and texture coordinates (or None) at the corners of a trimesh part's faces (F, 3), and its picture (or None).
+
+    linear: the file's colours, other than pictures, are linear light.
+    """
+    display = linear_to_srgb if linear else np.asarray
+    visual, blank = part.visual, np.full((len(faces), 3, 3), np.nan, np.float32)
+    if visual.kind == "vertex":
+        return display(_part_colors(part))[faces], None, None
+    if visual.kind == "face":
+        return display(np.asarray(visual.face_colors, np.float64)[:, None, :3] / 255).repeat(3, axis=1), None, None
+    if visual.kind != "texture":
+        return blank, None, None
+    picture, factor = _material(visual.material)
+    uv = _part_uvs(part)
+    picture = None if uv is None else picture
+    at_vertices = visual.vertex_attributes.get("color")  # a glTF part may have these beside its material
+    if picture is None and factor is None and at_vertices is None:
+        return blank, None, None
+    color = np.ones((len(part.vertices), 3)) if factor is None else np.tile(factor, (len(part.vertices), 1))
+    if at_vertices is not None:
+        scale = np.iinfo(at_vertices.dtype).max if at_vertices.dtype.kind in "iu" else 1
+        color = color * np.clip(np.asarray(at_vertices[:, :3], np.float64) / scale, 0, 1)
+    return display(color)[faces], None if picture is None else uv[faces], picture
+
+
+def _material(material) -> tuple[Any, np.ndarray | None]:
+    """Picture (PIL) and factor (3,) in [0, 1] of a trimesh material, None where the file gives none."""
+    from trimesh.visual.material import PBRMaterial, SimpleMaterial, empty_material
+
+    if isinstance(material, PBRMaterial):
+        factor = material.baseColorFactor
+        return material.baseColorTexture, None if factor is None else np.asarray(factor, np.float64)[:3] / 255
+    if not isinstance(material, SimpleMaterial):
+        return None, None
+    empty = empty_material()  # trimesh's stand-in where a file has texture coordinates and no material
+    if material.image is not None and material.image.size == empty.image.size and material.image.tobytes() == empty.image.tobytes():
+        return None, None
+    if material.image is not None:
+        return material.image, None  # exporters write any diffuse colour next to a picture, often black
+    given = "kd" in material.kwargs or not np.array_equal(material.diffuse, empty.diffuse)
+    return None, np.asarray(material.diffuse, np.float64)[:3] / 255 if given else None
+
+
+def _merge_face_colors(parts: list[tuple[np.ndarray, np.ndarray | None, Any]]) -> FaceColors | None:
+    """The colours of all parts as `_part_face_colors` gives them; None if no part has any."""
+    corners = np.concatenate([corners for corners, _, _ in parts]).astype(np.float32)
+    if np.isnan(corners).all():
+        return None
+    pictures, face_picture, uvs = [], [], []
+    for part_corners, part_uvs, picture in parts:
+        number = -1
+        if picture is not None:
+            known = [index for index, other in enumerate(pictures) if other is picture]
+            number = known[0] if known else len(pictures)
+            pictures += [] if known else [picture]
+        face_picture.append(np.full(len(part_corners), number, np.int32))
+        uvs.append(np.zeros((len(part_corners), 3, 2)) if part_uvs is None else part_uvs)
+    return FaceColors(corners, pictures, np.concatenate(face_picture), np.concatenate(uvs).astype(np.float32))
 
 
 def _weld(positions: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -287,3 +398,26 @@ def _has_area(positions: np.ndarray, faces: np.ndarray) -> np.ndarray:
     longest = np.square(edges).sum(axis=-1).max(axis=-1)
     doubled_area = np.linalg.norm(np.cross(edges[:, 1], edges[:, 2]), axis=-1)
     return doubled_area > 1e-12 * longest
+
+
+def sample_surface(mesh: TriangleMesh, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Points spread evenly over the surface.
+
+    Args:
+        generator: on the CPU, so that every device draws the same points.
+    Returns:
+        points: (count, 3) float32.
+        faces: (count,) int64, the face that each lies in.
+        weights: (count, 3) float32, its barycentric coordinates there.
+    """
+    corners = mesh.vertices.detach().cpu()[mesh.faces.cpu()]
+    edges = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
+    ends = torch.linalg.cross(*edges).norm(dim=1).double().cumsum(0)
+    faces = torch.searchsorted(ends, torch.rand(count, generator=generator, dtype=torch.float64) * ends[-1], right=True)
+    faces = faces.clamp(max=len(ends) - 1)
+    u, v = torch.rand(2, count, generator=generator)
+    root = u.sqrt()  # without the root, points would crowd at the first corner
+    weights = torch.stack([1 - root, root * (1 - v), root * v], dim=1)
+    points = (corners[faces] * weights[:, :, None]).sum(dim=1)
+    device = mesh.vertices.device
+    return points.to(device), faces.to(device), weights.to(device)

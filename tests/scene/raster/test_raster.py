@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.scene.raster.scenes import OFF_SCREEN, TRIANGLE, clip_of, soup, tent
 from threestudio_pgc.scene.cameras import look_at_cameras, orbit_cameras
 from threestudio_pgc.scene.mesh import load_mesh, normalize
 from threestudio_pgc.scene.raster import RasterError, make_rasterizer
@@ -16,22 +17,6 @@ from threestudio_pgc.scene.raster.cpu import SUBPIXEL, CpuRasterizer
 from threestudio_pgc.scene.raster.reference import ReferenceRasterizer
 
 CPU, TWIN = CpuRasterizer(), ReferenceRasterizer()
-TRIANGLE = torch.tensor([[0, 1, 2]])
-
-
-def clip_of(points: list[list[float]], dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    """(1, V, 4) from rows of x, y, z, w."""
-    return torch.tensor(points, dtype=dtype)[None]
-
-
-def soup(seed: int, triangles: int, spread: float = 0.5, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two views of unconnected random triangles in front of a perspective eye, all with w > 0."""
-    generator = torch.Generator().manual_seed(seed)
-    centre = torch.rand(2, triangles, 1, 2, generator=generator, dtype=torch.float64) * 2.4 - 1.2
-    xy = centre + (torch.rand(2, triangles, 3, 2, generator=generator, dtype=torch.float64) - 0.5) * spread
-    w = 1 + 3 * torch.rand(2, triangles, 3, 1, generator=generator, dtype=torch.float64)
-    clip = torch.cat([xy * w, 0.9 * w - 0.5, w], dim=-1).reshape(2, -1, 4)
-    return clip.to(dtype), torch.arange(3 * triangles).reshape(-1, 3)
 
 
 # ---------------------------------------------------------------------------------------------------------------- nothing to see
@@ -56,22 +41,6 @@ def test_no_views():
     assert rast.shape == (0, 4, 6, 4)
     assert CPU.interpolate(torch.zeros(3, 2), rast, TRIANGLE).shape == (0, 4, 6, 2)
     assert CPU.smooth_mask(torch.zeros(0, 3, 4), rast, TRIANGLE).shape == (0, 4, 6, 1)
-
-
-OFF_SCREEN = {
-    "left": [[-3, -1, 0, 1], [-2, 1, 0, 1], [-1.5, -1, 0, 1]],
-    "above": [[-1, -3, 0, 1], [1, -3, 0, 1], [0, -1.1, 0, 1]],
-    "beyond the far plane": [[-1, -1, 1.1, 1], [1, -1, 1.1, 1], [0, 1, 1.1, 1]],
-    "before the near plane": [[-1, -1, -1.1, 1], [1, -1, -1.1, 1], [0, 1, -1.1, 1]],
-    "behind the eye": [[-1, -1, 0, -1], [1, -1, 0, -1], [0, 1, 0, -1]],
-    "at w = 0": [[-1, -1, 0, 0], [1, -1, 0, 0], [0, 1, 0, 0]],
-    "no area": [[-1, -1, 0, 1], [0, 0, 0, 1], [1, 1, 0, 1]],
-    "a point": [[0, 0, 0, 1], [0, 0, 0, 1], [0, 0, 0, 1]],
-    "not finite": [[float("nan"), -1, 0, 1], [1, -1, 0, 1], [0, 1, 0, 1]],
-    "not finite depth": [[-1, -1, float("nan"), 1], [1, -1, 0, 1], [0, 1, 0, 1]],
-    "infinite": [[float("inf"), -1, 0, 1], [1, -1, 0, 1], [0, 1, 0, 1]],
-    "too far to be seen": [[1e30, -1e30, 0, 1], [2e30, -1e30, 0, 1], [1e30, 1e30, 0, 1]],
-}
 
 
 @pytest.mark.parametrize("case", OFF_SCREEN)
@@ -117,6 +86,11 @@ def test_backends_by_name():
         make_rasterizer("embree")
     with pytest.raises(RasterError, match="wants a CUDA device, got cpu"):
         make_rasterizer("nvdiffrast", "cpu")
+    assert make_rasterizer("cpu", antialias="walk").walk_steps == make_rasterizer("auto").walk_steps == 64
+    with pytest.raises(RasterError, match="antialias: found 'blur', wanted one of auto, walk, nvdiffrast"):
+        make_rasterizer("cpu", antialias="blur")
+    with pytest.raises(RasterError, match="antialias: found 'nvdiffrast' with the cpu backend"):
+        make_rasterizer("cpu", antialias="nvdiffrast")
 
 
 # ---------------------------------------------------------------------------------------------------------------- coverage
@@ -254,9 +228,7 @@ def test_equals_the_plain_twin(case, dtype):
     assert torch.equal(ours[..., 3], twin[..., 3])
     tolerance = 1e-10 if dtype == torch.float64 else 1e-6
     torch.testing.assert_close(ours, twin, rtol=0, atol=tolerance)
-    torch.testing.assert_close(
-        CPU.interpolate(attributes, ours, faces), TWIN.interpolate(attributes, ours, faces), rtol=0, atol=tolerance
-    )
+    torch.testing.assert_close(CPU.interpolate(attributes, ours, faces), TWIN.interpolate(attributes, ours, faces), rtol=0, atol=tolerance)
     assert torch.equal(CPU.smooth_mask(clip, ours, faces), TWIN.smooth_mask(clip, ours, faces))
 
 
@@ -350,15 +322,6 @@ def central_differences(function, point: torch.Tensor, step: float) -> torch.Ten
     return flat.reshape(point.shape)
 
 
-def tent() -> tuple[torch.Tensor, torch.Tensor]:
-    """Two views of four triangles around a common vertex, at different depths, partly hidden by one that crosses w = 0."""
-    points = [[-0.9, -0.8, 0.1, 1.0], [0.9, -0.7, 0.3, 1.3], [0.8, 0.9, 0.2, 0.9], [-0.8, 0.7, 0.1, 0.8], [0.1, 0.05, 0.6, 1.1]]
-    crossing = [[-3, 0.9, 0.4, -0.2], [0.4, 0.9, -0.4, 1.4], [0.2, 1.6, -0.2, 1.5]]
-    clip = clip_of(points + crossing).repeat(2, 1, 1)
-    clip[1] += 0.1 * torch.rand(clip[1].shape, generator=torch.Generator().manual_seed(10), dtype=torch.float64)
-    return clip, torch.tensor([[0, 1, 4], [1, 2, 4], [2, 3, 4], [3, 0, 4], [5, 6, 7]])
-
-
 def interior(rast: torch.Tensor) -> torch.Tensor:
     """Pixels that no small step of a vertex uncovers or hands to another triangle."""
     ids = torch.nn.functional.pad(rast[..., 3], (1, 1, 1, 1))
@@ -443,8 +406,6 @@ def test_kernels_compile_where_neither_package_nor_home_can_be_written(tmp_path)
     (package / "__pycache__").write_text("")
     environment = {key: value for key, value in os.environ.items() if key != "NUMBA_CACHE_DIR"}
     environment |= {"HOME": os.devnull, "XDG_CACHE_HOME": os.devnull, "TMPDIR": str(scratch), "PYTHONPATH": str(package)}
-    done = subprocess.run(
-        [sys.executable, "-B", "-c", "import kernel"], env=environment, cwd=tmp_path, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-B", "-c", "import kernel"], env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout.strip() == "42", done.stderr
     assert list(scratch.rglob("*.nbi")), "nothing was cached"

@@ -43,3 +43,22 @@ class RasterizerBackend(Protocol):
     def smooth_mask(self, clip: Tensor, rast: Tensor, faces: Tensor) -> Tensor:
         """How much of every pixel is covered by the mesh: (B, H, W, 1) in [0, 1]. Carries no gradient."""
         ...
+
+    def antialias(self, color: Tensor, rast: Tensor, clip: Tensor, faces: Tensor, adjacency: Tensor) -> Tensor:
+        """Blend pixels across silhouettes, which makes a picture differentiable in where its silhouettes lie (Laine et al. 2020, 3.5).
+
+        Two horizontal or vertical neighbours see different surfaces where a silhouette edge of the nearer one, an edge that is open or
+        whose two triangles lie on the same side of it on the screen, crosses the line between their centres. The pixel in which it
+        crosses takes over the other's colour: none if it crosses half-way, half of it if it crosses at the pixel's own centre.
+
+        Args:
+            color: (B, H, W, C) one sample per pixel centre, unblended, float32 or float64.
+            rast: (B, H, W, 4) of `rasterize`.
+            clip: (B, V, 4) clip-space vertices.
+            faces: (F, 3) vertex indices; vertices have to be shared, since along a seam every edge would count as open.
+            adjacency: (F, 3) of `scene.adjacency.face_adjacency`.
+
+        Returns:
+            (B, H, W, C) within the range of `color`. Differentiable with respect to `color` and to x, y, w of `clip`.
+        """
+        ...

@@ -13,13 +13,18 @@ from torch import Tensor
 SUBPIXEL = 4096
 FIXED_LIMIT = 1 << 29
 SUPERSAMPLING = 4
+SNAPPING = 1 / 32
 PAIRS_AT_ONCE = 1 << 22  # bounds the memory
+NOTHING, SILHOUETTE, CONNECTED = 0, 1, 2  # what a walk across the surface found, see `_walk`
 
 
 class ReferenceRasterizer:
-    """See `protocol.RasterizerBackend`."""
+    """See `protocol.RasterizerBackend`, and `cpu.CpuRasterizer` for `walk_steps`."""
 
     name = "reference"
+
+    def __init__(self, walk_steps: int = 64):
+        self.walk_steps = walk_steps
 
     def rasterize(self, clip: Tensor, faces: Tensor, height: int, width: int) -> Tensor:
         ids = [visible_triangles(view, faces, height, width) for view in clip.detach().double()]
@@ -53,6 +58,120 @@ class ReferenceRasterizer:
         height, width = rast.shape[1] * SUPERSAMPLING, rast.shape[2] * SUPERSAMPLING
         covered = self.rasterize(clip.detach(), faces, height, width)[..., 3] > 0
         return F.avg_pool2d(covered[:, None].to(clip.dtype), SUPERSAMPLING).permute(0, 2, 3, 1)
+
+    def antialias(self, color: Tensor, rast: Tensor, clip: Tensor, faces: Tensor, adjacency: Tensor) -> Tensor:
+        channels, size = color.shape[-1], color.shape[1:3]
+        number = torch.arange(color[..., 0].numel()).reshape(color.shape[:3])
+        pixels, sources, weights = [], [], []
+        for u in (0, 1):
+            before, after = (number[:, :, :-1], number[:, :, 1:]) if u == 0 else (number[:, :-1], number[:, 1:])
+            near, far, view, above, below, direction = _silhouettes_between(
+                before.reshape(-1), after.reshape(-1), rast, clip.detach().double(), faces.long(), adjacency.long(), u, self.walk_steps
+            )
+            line, start, width = _places(near, size, u)
+            a, b = clip[view, above].double(), clip[view, below].double()
+            s_a, s_b = a[:, 1 - u] - line * a[:, 3], b[:, 1 - u] - line * b[:, 3]
+            crossing = (s_a * b[:, u] - s_b * a[:, u]) / (s_a * b[:, 3] - s_b * a[:, 3])
+            distance = direction * ((crossing * 0.5 + 0.5) * width - 0.5 - start)
+            # the bound is one of values only, as in the kernel
+            distance = distance + (distance.clamp(0, 1) - distance).detach()
+            outwards = distance > 0.5
+            pixels.append(torch.where(outwards, far, near))
+            sources.append(torch.where(outwards, near, far))
+            weights.append(torch.where(outwards, distance - 0.5, 0.5 - distance))
+        pixel, source, weight = torch.cat(pixels), torch.cat(sources), torch.cat(weights)
+        flat = color.reshape(-1, channels)
+        total = weight.new_zeros(len(flat)).index_add(0, pixel, weight).clamp(min=1)
+        share = (weight / total[pixel]).to(color.dtype)[:, None]
+        return flat.index_add(0, pixel, share * (flat[source] - flat[pixel])).reshape(color.shape)
+
+
+def _places(pixel: Tensor, size: torch.Size, u: int) -> tuple[Tensor, Tensor, int]:
+    """Of pixels numbered through (B, H, W): v in [-1, 1], the index along u, and how many pixels there are along u."""
+    row, column = pixel // size[1] % size[0], pixel % size[1]
+    across, along = (row, column) if u == 0 else (column, row)
+    return (2 * across + 1).double() / size[u] - 1, along, size[1 - u]
+
+
+def _silhouettes_between(before, after, rast, clip, faces, adjacency, u, steps) -> tuple[Tensor, ...]:
+    """Of the pairs of pixels, those with a silhouette edge between them: the nearer and the farther pixel, the view, the edge's vertices
+    above and below the line between the pixels, and whether u grows (1) or falls (-1) from the nearer to the farther."""
+    ids, depth = rast[..., 3].detach().reshape(-1).long() - 1, rast[..., 2].detach().reshape(-1)
+    differ = ids[before] != ids[after]
+    before, after = before[differ], after[differ]
+    forwards = (ids[after] < 0) | ((ids[before] >= 0) & (depth[before] <= depth[after]))
+    found = _walk(before, after, forwards, rast.shape, ids, clip, faces, adjacency, u, steps)
+    again = _walk(before, after, ~forwards, rast.shape, ids, clip, faces, adjacency, u, steps)
+    second = found[0] == NOTHING
+    kind, above, below = (torch.where(second, y, x) for x, y in zip(found, again))
+    forwards = forwards ^ second
+    view = before // (rast.shape[1] * rast.shape[2])
+    a, b = (clip[view, vertex.clamp(min=0)] for vertex in (above, below))
+    n_u = a[:, 1 - u] * b[:, 3] - a[:, 3] * b[:, 1 - u]
+    n_v = a[:, 3] * b[:, u] - a[:, u] * b[:, 3]
+    across, along = n_u.abs() * rast.shape[1 + u], n_v.abs() * rast.shape[2 - u]
+    kept = (kind == SILHOUETTE) & (across >= along if u == 0 else across > along)
+    near, far = torch.where(forwards, before, after), torch.where(forwards, after, before)
+    return near[kept], far[kept], view[kept], above[kept], below[kept], forwards[kept] * 2 - 1
+
+
+def _walk(before, after, forwards, shape, ids, clip, faces, adjacency, u, steps) -> tuple[Tensor, Tensor, Tensor]:
+    """All walks at once, from `before` where `forwards`, else from `after`: what was found and the edge's vertices above and below."""
+    first, last = torch.where(forwards, before, after), torch.where(forwards, after, before)
+    direction = forwards * 2 - 1
+    line, start, width = _places(first, shape[1:3], u)
+    view, face, target = first // (shape[1] * shape[2]), ids[first], ids[last]
+    going = face >= 0
+    face = face.clamp(min=0)
+    kind, above, below, corner = (torch.full_like(first, value) for value in (NOTHING, -1, -1, -1))
+
+    def height(vertex):
+        p = clip[view, vertex]
+        return p[:, 1 - u] - line * p[:, 3]
+
+    def beyond(a, b, c):
+        """True, by direction of the walk, where c lies behind the edge from a to b; and where it lies before it."""
+        p = torch.stack([clip[view, vertex][:, [u, 1 - u, 3]] for vertex in (a, b, c)], dim=1)
+        side = direction * (p[:, 2] * torch.linalg.cross(p[:, 0], p[:, 1])).sum(-1)
+        return side > 0, side < 0
+
+    def crosses(a, b):
+        p, q = clip[view, a], clip[view, b]
+        scale = height(a) * q[:, 3] - height(b) * p[:, 3]
+        crossing = (height(a) * q[:, u] - height(b) * p[:, u]) / scale
+        distance = direction * ((crossing * 0.5 + 0.5) * width - 0.5 - start)
+        return scale > 0, distance <= 1 + SNAPPING
+
+    if len(faces) == 0:
+        return kind, above, below
+    for k in range(3):
+        a, b, c = faces[face].roll(-k, dims=1).unbind(1)
+        upwards = height(b) > 0
+        crossing = (height(a) > 0) != upwards
+        a, b = torch.where(upwards, b, a), torch.where(upwards, a, b)
+        leaves = crossing & crosses(a, b)[0] & beyond(a, b, c)[1]
+        above, below, corner = torch.where(leaves, a, above), torch.where(leaves, b, below), torch.where(leaves, k, corner)
+    going &= corner >= 0
+    for _ in range(steps + 1):
+        before_eye, within = crosses(above, below)
+        going &= before_eye & within
+        neighbour = adjacency[face, corner]
+        corners = faces[neighbour]
+        apart = (corners != above[:, None]) & (corners != below[:, None])
+        apex_corner = torch.where(apart, torch.arange(3), -1).amax(1)
+        apex = corners.gather(1, apex_corner.clamp(min=0)[:, None]).squeeze(1)
+        ends = going & ((neighbour < 0) | (apex_corner < 0) | beyond(above, below, apex)[1])
+        kind = torch.where(ends, SILHOUETTE, kind)
+        meets = going & ~ends & (neighbour == target)
+        kind = torch.where(meets, CONNECTED, kind)
+        going &= ~ends & ~meets
+        upwards = height(apex) > 0
+        kept = torch.where(upwards, below, above)
+        following = corners.gather(1, ((apex_corner + 1) % 3)[:, None]).squeeze(1) == kept
+        above, below = torch.where(going & upwards, apex, above), torch.where(going & ~upwards, apex, below)
+        corner = torch.where(going, torch.where(following, apex_corner, (apex_corner + 2) % 3), corner)
+        face = torch.where(going, neighbour, face)
+    return kind, above, below
 
 
 def edge_functions(corners: Tensor) -> tuple[Tensor, Tensor]:
