@@ -72,6 +72,30 @@ def test_noise_and_clean_latents_come_back_from_the_noisy_ones(kind, make):
     torch.testing.assert_close(level.alpha + level.sigma if flow else level.alpha**2 + level.sigma**2, torch.ones_like(level.alpha))
 
 
+def test_a_second_prior_shares_every_network_and_gives_the_same_gradient(kind, make):
+    first, alone = make(), make()
+    second = make(sharing=first)
+    assert all(second.networks()[name] is network for name, network in first.networks().items())
+    assert not any(alone.networks()[name] is network for name, network in first.networks().items())
+    image, given, options = step(kind, first, batch=2, dtype=torch.float32)
+    raw = [distill(image, prior, given, rule=none, threshold=1.0, **options).raw for prior in (second, alone)]
+    assert torch.equal(*raw) and raw[0].abs().max() > 0
+
+
+def test_another_network_than_the_pipelines_own(kind, make, tmp_path):
+    """Saved as a fine-tune is: in a folder of its own."""
+    first, tuned = make(), make()
+    with torch.no_grad():
+        for parameter in tuned.network.parameters():
+            parameter *= 1.1
+    tuned.network.save_pretrained(tmp_path / "tuned")
+    second = make(unet=tmp_path / "tuned", sharing=first)
+    assert [name for name, network in first.networks().items() if second.networks()[name] is not network] == [first.NETWORK]
+    image, given, options = step(kind, first, batch=2, dtype=torch.float32)
+    found, expected, other = (distill(image, prior, given, rule=none, threshold=1.0, **options).raw for prior in (second, tuned, first))
+    assert torch.equal(found, expected) and not torch.equal(found, other)
+
+
 def test_the_unconditional_prediction_alone_is_the_same(kind, make):
     prior = make().to(dtype=torch.float64)
     image, given, options = step(kind, prior, batch=2)

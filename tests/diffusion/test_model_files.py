@@ -10,9 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.diffusion.tiny import build_tiny_sdxl
+from tests.diffusion.tiny import build_tiny_sdxl, random_conditioning
 from threestudio_pgc.diffusion import model_files
-from threestudio_pgc.diffusion.model_files import MODEL, SCHEDULER, TEXT_ENCODERS, UNET, VAE, choose_variant, find_model
+from threestudio_pgc.diffusion.families import load_prior
+from threestudio_pgc.diffusion.model_files import MODEL, SCHEDULER, TEXT_ENCODERS, UNET, VAE, choose_variant, find_model, stored_parameters
 from threestudio_pgc.diffusion.prior import PriorError
 from threestudio_pgc.diffusion.sdxl import SDXLPrior
 
@@ -128,6 +129,65 @@ def test_another_vae_spares_the_pipelines_own(folder, tmp_path):
     assert SDXLPrior.from_pretrained(folder, vae=alone).latent_channels == 4
 
 
+def test_another_unet(tiny_sdxl, tmp_path, monkeypatch):
+    """A fine-tune of its own, in a folder of its own, as part of another pipeline, or bundled."""
+    other = build_tiny_sdxl(tmp_path / "other", seed=5)
+    alone = shutil.copytree(other / "unet", tmp_path / "alone")
+    monkeypatch.setattr(model_files, "ASSETS", tmp_path)
+    asked = torch.randn(2, 4, 8, 8), torch.tensor([100, 700]), random_conditioning(2)
+    expected = SDXLPrior.from_pretrained(other).predict_noise(*asked).cond
+    for unet in (alone, other, str(alone), "builtin:alone", "builtin:other"):
+        assert torch.equal(SDXLPrior.from_pretrained(tiny_sdxl, unet=unet).predict_noise(*asked).cond, expected)
+    assert not torch.equal(SDXLPrior.from_pretrained(tiny_sdxl).predict_noise(*asked).cond, expected)
+
+
+def test_another_unet_spares_the_pipelines_own(folder, tmp_path):
+    alone = shutil.move(folder / "unet", tmp_path / "alone")
+    prior = SDXLPrior.from_pretrained(folder, unet=alone)
+    assert prior.memory_note() == SDXLPrior.from_pretrained(folder, unet=alone, sharing=prior).memory_note()
+    with pytest.raises(PriorError, match="pretrained_model_name_or_path: no folder 'unet'"):
+        SDXLPrior.from_pretrained(folder)
+
+
+def test_another_unet_is_counted_in_place_of_the_pipelines_own(tiny_sdxl, tmp_path, monkeypatch):
+    alone = shutil.copytree(tiny_sdxl / "unet", tmp_path / "alone")
+    vae, unet = (stored_parameters(path, [WEIGHTS]) for path in (tiny_sdxl / "vae", alone))
+    monkeypatch.setattr(model_files, "_free_memory", lambda _: 4 * (vae + unet))
+    SDXLPrior.from_pretrained(tiny_sdxl, unet=alone)
+    monkeypatch.setattr(model_files, "_free_memory", lambda _: 4 * (vae + unet) - 1)
+    with pytest.raises(PriorError, match="weights of VAE, denoising network and ControlNets take"):
+        SDXLPrior.from_pretrained(tiny_sdxl, unet=alone)
+
+
+def test_a_unet_that_does_not_fit_is_refused_by_key_and_name(tiny_models, tiny_controlnet, empty_hub_cache):
+    sdxl, sd, sd3, zero123 = (tiny_models[family][0] for family in ("sdxl", "sd", "sd3", "zero123"))
+    for model, unet, message in (
+        (sdxl, "builtin:nothing", "^unet_name_or_path: no bundled model 'builtin:nothing'"),
+        (sdxl, tiny_controlnet, f"^unet_name_or_path: {tiny_controlnet} holds a ControlNetModel, wanted a UNet2DConditionModel"),
+        (sdxl, sd3 / "transformer", "^unet_name_or_path: .*transformer holds a SD3Transformer2DModel, wanted a UNet2DConditionModel"),
+        (sdxl, sd3, "^unet_name_or_path: no config.json in"),
+        (sd3, sdxl / "unet", "^unet_name_or_path: .*unet holds a UNet2DConditionModel, wanted a SD3Transformer2DModel"),
+        (sdxl, sd, f"wanted 'text_time': this is no SDXL model; the U-Net is that of unet_name_or_path, '{sd}'"),
+        (sd, zero123, f"takes 8 and gives 4; wanted 4 and 4; the U-Net is that of unet_name_or_path, '{zero123}'"),
+    ):
+        with pytest.raises(PriorError, match=message):
+            load_prior(model, unet=unet)
+
+
+def test_a_unet_that_was_made_for_another_text_encoder_says_so(tiny_models):
+    prior = load_prior(tiny_models["sd"][0])
+    with pytest.raises(ValueError, match="conditioning: found embeddings 24 numbers wide, wanted 8 for this U-Net"):
+        prior.predict_noise(torch.randn(1, 4, 8, 8), torch.tensor([10]), random_conditioning(1, family="sdxl"))
+
+
+def test_a_unets_own_name_says_that_it_is_distilled(tiny_sdxl, tmp_path):
+    turbo = shutil.copytree(tiny_sdxl / "unet", tmp_path / "some-turbo")
+    assert SDXLPrior.from_pretrained(tiny_sdxl, unet=turbo).guidance_distilled == "its name says 'turbo'"
+    model = shutil.copytree(tiny_sdxl, tmp_path / "lightning")
+    assert SDXLPrior.from_pretrained(model, unet=tiny_sdxl).guidance_distilled is None
+    assert SDXLPrior.from_pretrained(model).guidance_distilled == "its name says 'lightning'"
+
+
 def test_wrong_model_in_the_right_place(tiny_sdxl, tiny_controlnet, tmp_path):
     with pytest.raises(PriorError, match="vae_name_or_path: .* holds a ControlNetModel, wanted a AutoencoderKL"):
         SDXLPrior.from_pretrained(tiny_sdxl, vae=tiny_controlnet)
@@ -176,7 +236,7 @@ def test_an_offline_id_says_what_to_do(empty_hub_cache):
 
 
 def test_each_key_is_named(tiny_sdxl, empty_hub_cache):
-    for argument, key in (("vae", "vae_name_or_path"), ("controlnet", "controlnet_name_or_path")):
+    for argument, key in (("vae", "vae_name_or_path"), ("unet", "unet_name_or_path"), ("controlnet", "controlnet_name_or_path")):
         with pytest.raises(PriorError, match=f"^{key}: 'nobody/nothing' is neither"):
             SDXLPrior.from_pretrained(tiny_sdxl, **{argument: "nobody/nothing"})
 

@@ -1,5 +1,7 @@
 """What reaches the renderer: the regulated gradient of each view, divided by the batch size, times the loss weight, and nothing else."""
 
+import shutil
+
 import pytest
 import torch
 
@@ -24,8 +26,9 @@ def prompts(tiny_sdxl, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def build(tiny_sdxl):
-    def make(pgc=None, **config):
-        return SDXLGuidance({"pretrained_model_name_or_path": str(tiny_sdxl), "pgc": pgc or {}, **config})
+    def make(pgc=None, beside=None, **config):
+        """beside: the arguments that are no configuration."""
+        return SDXLGuidance({"pretrained_model_name_or_path": str(tiny_sdxl), "pgc": pgc or {}, **config}, **(beside or {}))
 
     return make
 
@@ -250,8 +253,103 @@ def test_latents_can_be_distilled_directly(build, prompts):
         ({"guidance_scal": 3.0}, "guidance_scal"),
         ({"use_sjc": True}, "system.guidance.use_sjc"),
         ({"controlnet_name_or_path": "no/such/folder"}, "no/such/folder"),
+        ({"unet_name_or_path": "builtin:nothing"}, "unet_name_or_path: no bundled model 'builtin:nothing'"),
     ],
 )
 def test_bad_config_is_refused_by_name(build, config, message):
     with pytest.raises(Exception, match=message):
         build(**config)
+
+
+# ---------------------------------------------------------------------------------------------------- two guidances in one step
+
+
+def networks(*guidances):
+    return [network for guidance in guidances for network in guidance._prior.networks().values()]
+
+
+def parameters(*guidances):
+    """Numbers in memory, each counted once."""
+    return sum(parameter.numel() for network in set(networks(*guidances)) for parameter in network.parameters())
+
+
+def run(guidances, prompts, steps=3):
+    """Image gradients of every step, the guidances one after the other on the same views, as the joint stage calls them."""
+    gradients = []
+    for number in range(steps):
+        for guidance in guidances:
+            guidance.update_step(0, number)
+            rgb, cameras = views(2, seed=number)
+            guidance(rgb, prompts, **cameras, c2w=torch.eye(4).expand(2, 4, 4))["loss_sds"].backward()
+            gradients.append(rgb.grad)
+    return gradients
+
+
+def test_a_guidance_beside_none_loads_its_own(build, caplog):
+    first, second = build(), build(beside={"sharing": None})
+    assert not set(networks(first)) & set(networks(second)) and "shared" not in caplog.text
+    assert parameters(first, second) == 2 * parameters(first)
+
+
+def test_two_guidances_on_one_model_have_it_in_memory_once(build, caplog):
+    caplog.set_level("INFO")
+    first = build()
+    second = build(beside={"sharing": first}, guidance_scale=30.0)
+    assert networks(first) == networks(second) and parameters(first, second) == parameters(first)
+    assert [line for line in caplog.messages if "shared" in line] == [
+        "Of these, shared with the other guidance and in memory once: VAE, U-Net"
+    ]
+
+
+def test_what_is_not_the_same_is_not_shared(build, tiny_sdxl, tiny_controlnet, tmp_path, caplog):
+    caplog.set_level("INFO")
+    first = build(controlnet_name_or_path=str(tiny_controlnet))
+    tuned = shutil.copytree(tiny_sdxl / "unet", tmp_path / "tuned")
+    for config, expected in (
+        ({}, "VAE, U-Net"),
+        ({"controlnet_name_or_path": str(tiny_controlnet), "control_scale": 0.5}, "VAE, U-Net, ControlNet 1"),
+        ({"unet_name_or_path": str(tuned)}, "VAE"),
+        ({"dtype": "bf16"}, "none"),
+        ({"half_precision_weights": False}, "VAE, U-Net"),  # on a CPU they are fp32 anyway
+        ({"enable_attention_slicing": True}, "none"),
+    ):
+        caplog.clear()
+        build(beside={"sharing": first}, **config)
+        assert f"in memory once: {expected}" in caplog.messages[-2], config
+
+
+@pytest.mark.parametrize("objectives", [("sds", "sds"), ("sds", "vsd"), ("vsd", "sds"), ("vsd", "vsd"), ("csd", "bgt")], ids="-".join)
+def test_guidances_that_share_a_network_give_what_they_give_alone(build, prompts, objectives):
+    """Also where one of them trains an adapter on it, or both do: bit for bit, step after step."""
+    configs = [{"objective": name, "objective_options": {"lora_lr": 0.01} if name == "vsd" else {}} for name in objectives]
+    first, apart = build(**configs[0]), [build(**config, beside={"stream": stream}) for config, stream in zip(configs, ("", "normal-"))]
+    second = build(**configs[1], beside={"sharing": first, "stream": "normal-"})
+    assert networks(first) == networks(second) and len(set(networks(*apart))) == 4
+    for found, expected in zip(run((first, second), prompts), run(apart, prompts), strict=True):
+        assert torch.equal(found, expected) and found.abs().max() > 0
+
+
+def test_an_adapter_with_checkpointing_disturbs_no_other(build, prompts):
+    options = {"objective": "vsd", "objective_options": {"lora_lr": 0.01, "checkpointing": True}}
+    first = build(**options)
+    shared = run((first, build(beside={"sharing": first})), prompts, steps=2)
+    assert all(torch.equal(*pair) for pair in zip(shared, run((build(**options), build()), prompts, steps=2), strict=True))
+
+
+def test_each_guidance_draws_from_its_own_stream(build, prompts):
+    first = build()
+    same, own = (build(beside={"sharing": first, "stream": stream}) for stream in ("", "normal-"))
+    gradients = run((first, same, own), prompts, steps=1)
+    assert torch.equal(gradients[0], gradients[1]) and not torch.equal(gradients[0], gradients[2])
+
+
+def test_the_streams_are_named_after_what_they_are_for(build, prompts, monkeypatch):
+    """The plain names are what earlier runs drew from."""
+    from threestudio_pgc.modules import guidance as module
+
+    for stream in ("", "normal-"):
+        drawn, draw = [], module.step_generator
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "step_generator", lambda name, *rest, drawn=drawn, draw=draw: drawn.append(name) or draw(name, *rest))
+            run([build(beside={"stream": stream})], prompts, steps=1)
+        assert drawn == [f"{stream}timesteps", f"{stream}noise", f"{stream}method"]

@@ -6,7 +6,7 @@ import re
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,8 @@ from .model_files import (
 )
 from .precision import freeze, memory_note, resolve_dtype, resolve_vae_dtype, set_attention, without_autocast
 from .prior import Conditioning, NoiseLevel, NoisePrediction, PriorError
+
+NETWORK_KEY = "unet_name_or_path"  # configuration key, as errors name it; a transformer's too
 
 Control = Tensor | Sequence[Tensor] | None
 
@@ -84,6 +86,7 @@ class VAEPrior:
         Raises PriorError where the VAE does not fit or an option cannot be had.
         """
         self._check_controls(controlnets, control_scale)
+        self._loaded: dict[tuple[Any, ...], nn.Module] = {}  # by where it came from and how it was treated: what can be shared
         self.vae, self.network, self.controlnets = freeze(vae), freeze(network), [freeze(net) for net in controlnets]
         self.vae_scale = 2 ** (len(vae.config.block_out_channels) - 1)
         self.latent_channels = vae.config.latent_channels
@@ -112,6 +115,7 @@ class VAEPrior:
         pretrained_model_name_or_path: str | Path,
         *,
         vae: str | Path | None = None,
+        unet: str | Path | None = None,
         controlnet: str | Path | Sequence[str | Path] | None = None,
         control_scale: float | Sequence[float] = 1.0,
         dtype: str | torch.dtype = "auto",
@@ -121,16 +125,22 @@ class VAEPrior:
         attention: str = "sdpa",
         channels_last: bool = False,
         encoder_checkpointing: bool = False,
+        sharing: VAEPrior | None = None,
     ):
         """Load from a local folder, `builtin:<name>` or hub id, safetensors only.
 
         vae            another VAE than the pipeline's, e.g. madebyollin/sdxl-vae-fp16-fix
+        unet           another denoising network than the pipeline's, U-Net or transformer: a fine-tune of the same architecture. The
+                       scheduler stays the pipeline's
         controlnet     one or several ControlNets, with `control_scale` one number for all or one each
         dtype          "auto" (fp16 on CUDA, fp32 on CPU) | "fp32" | "fp16" | "bf16", for denoising network and ControlNets
         vae_dtype      likewise; "auto" is `dtype`, but fp32 where that is fp16 and the VAE's config says `force_upcast`: the
                        original SDXL VAE overflows in half precision, the fp16-fix one does not
         attention      "sdpa" | "sliced" (less memory, slower; U-Nets only) | "xformers"
         encoder_checkpointing  recompute the VAE encoder's activations in its backward pass: less memory, one more forward pass
+        sharing        a prior whose networks are used instead of loading the same ones again. Shared is each network that comes from the
+                       same place in the same precision, and none where device, attention, channels_last or encoder_checkpointing differ.
+                       `to` then moves and casts the networks of both
 
         Raises PriorError, naming the argument, for anything that cannot be had, does not fit, or does not fit into memory.
         """
@@ -139,37 +149,54 @@ class VAEPrior:
         half = network_dtype != torch.float32
         controls = [] if controlnet is None else [controlnet] if isinstance(controlnet, str | Path) else list(controlnet)
         cls._check_controls(controls, control_scale)
-        network = cls.NETWORK_PART
-        parts = [network, SCHEDULER] + ([VAE] if vae is None else [])
         name = current_id(pretrained_model_name_or_path)
         check_family(find_model(name, MODEL_KEY, []), cls.FAMILY, cls.WHAT)  # before gigabytes are fetched
-        root = find_model(name, MODEL_KEY, parts, half=half)
-        vae_root, vae_part, vae_key = (root, VAE, MODEL_KEY) if vae is None else (*find_single(vae, VAE_KEY, VAE, half), VAE_KEY)
-        control_roots = [find_model(control, CONTROLNET_KEY, [MODEL], pipeline=False, half=half) for control in controls]
-        vae_dtype = resolve_vae_dtype(vae_dtype, network_dtype, read_config(vae_root, vae_part).get("force_upcast", True), device)
-        check_memory(
-            [
-                Wanted(vae_root, vae_part, vae_dtype),
-                Wanted(root, network, network_dtype),
-                *(Wanted(folder, MODEL, network_dtype) for folder in control_roots),
-            ],
-            device,
-        )
+        own = [*([cls.NETWORK_PART] if unet is None else []), SCHEDULER, *([VAE] if vae is None else [])]
+        root = find_model(name, MODEL_KEY, own, half=half)
+
+        def find(given: str | Path | None, key: str, part: Part) -> tuple[Path, Part, str]:
+            return (root, part, MODEL_KEY) if given is None else (*find_single(given, key, part, half), key)
+
+        # VAE, denoising network, ControlNets
+        found = [
+            find(vae, VAE_KEY, VAE),
+            find(unet, NETWORK_KEY, cls.NETWORK_PART),
+            *(find(net, CONTROLNET_KEY, MODEL) for net in controls),
+        ]
+        vae_config = read_config(*found[0][:2])
+        dtypes = [resolve_vae_dtype(vae_dtype, network_dtype, vae_config.get("force_upcast", True), device)]
+        dtypes += [network_dtype] * (1 + len(controls))
+        wanted = [Wanted(folder, part, precision) for (folder, part, _), precision in zip(found, dtypes)]
+        origins = [(*network, device, attention, channels_last, encoder_checkpointing) for network in wanted]
+        shared = {} if sharing is None else sharing._loaded
+        check_memory([network for network, origin in zip(wanted, origins) if origin not in shared], device)
 
         classes = cls._classes()
-        prior = cls(
-            load_module(classes["vae"], vae_root, vae_part, vae_key, vae_dtype),
-            load_module(classes[network.subfolder], root, network, MODEL_KEY, network_dtype),
-            read_config(root, SCHEDULER),
-            [load_module(classes["controlnet"], folder, MODEL, CONTROLNET_KEY, network_dtype) for folder in control_roots],
-            control_scale=control_scale,
-            image_size=image_size,
-            attention=attention,
-            channels_last=channels_last,
-            encoder_checkpointing=encoder_checkpointing,
-        )
-        prior.guidance_distilled = prior.guidance_distilled or _distilled_by_name(name)
-        return prior.to(device)
+        kinds = [classes["vae"], classes[cls.NETWORK_PART.subfolder], *[classes["controlnet"]] * len(controls)]
+        networks = [
+            shared[origin] if origin in shared else load_module(kind, folder, part, key, precision)
+            for kind, (folder, part, key), precision, origin in zip(kinds, found, dtypes, origins)
+        ]
+        try:
+            prior = cls(
+                networks[0],
+                networks[1],
+                read_config(root, SCHEDULER),
+                networks[2:],
+                control_scale=control_scale,
+                image_size=image_size,
+                attention=attention,
+                channels_last=channels_last,
+                encoder_checkpointing=encoder_checkpointing,
+            )
+        except PriorError as error:
+            if unet is None:
+                raise
+            raise PriorError(f"{error}; the {cls.NETWORK} is that of {NETWORK_KEY}, {str(unet)!r}") from error
+        prior.guidance_distilled = prior.guidance_distilled or _distilled_by_name(name if unet is None else str(unet))
+        prior.to(device)
+        prior._loaded = dict(zip(origins, networks))
+        return prior
 
     @classmethod
     def from_config(
@@ -232,6 +259,7 @@ class VAEPrior:
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None):
         """Move, and with `dtype` cast all networks (to float64 in tests). Returns itself."""
+        self._loaded = {}  # these are no longer the networks that were loaded
         for net in self.networks().values():
             nn.Module.to(net, device=device, dtype=dtype)  # diffusers' own `to` warns about casts that are meant
         return self
@@ -311,6 +339,7 @@ class VAEPrior:
         reference = conditioning.reference
         if reference is not None:
             reference = torch.cat([reference, *[torch.zeros_like(reference)] * (count - 1)]).to(self.device, self.arithmetic_dtype)
+        self._check_width(hidden[0].shape[-1])
         condition = Condition(
             torch.cat(hidden).to(self.device, self.dtype),
             torch.cat(pooled).to(self.device, self.dtype) if pooled[0] is not None else None,
@@ -324,6 +353,15 @@ class VAEPrior:
     @abstractmethod
     def _predict(self, z_t: Tensor, t: Tensor, condition: Condition, images: list[Tensor]) -> Tensor:
         """Predicted noise (N, C, h, w) in the arithmetic's precision. `images`: (N, 3, H, W) in the network's, one per ControlNet."""
+
+    def _check_width(self, found: int) -> None:
+        """Raises ValueError where the embeddings are another model's: torch would speak of matrices."""
+        config = self.network.config
+        wanted = config.get("cross_attention_dim") or config.get("joint_attention_dim")
+        if isinstance(wanted, int) and found != wanted:
+            raise ValueError(
+                f"conditioning: found embeddings {found} numbers wide, wanted {wanted} for this {self.NETWORK}: they are another model's"
+            )
 
     def _check_conditioning(self, conditioning: Conditioning) -> None:
         """Raises ValueError where the network needs what the conditioning lacks."""

@@ -38,6 +38,7 @@ class DistillationGuidance(BaseObject):
     Config:
         pretrained_model_name_or_path: hub id, local diffusers folder or `builtin:pocket`.
         vae_name_or_path: another VAE, such as the fp16-fix one; null keeps the model's own.
+        unet_name_or_path: another denoising network, a fine-tune of the model's own (U-Net or transformer); null keeps the model's own.
         image_size: side of the picture the VAE sees, pixels; null: as the model was trained. Smaller needs less memory and shows less.
         controlnet_name_or_path: a ControlNet made for the model, or a list of them; null distils without control.
         control_kind: "depth" or "normal", or a list, one for each; null guesses it from the name.
@@ -69,6 +70,7 @@ class DistillationGuidance(BaseObject):
     class Config(BaseObject.Config):
         pretrained_model_name_or_path: str = ""
         vae_name_or_path: Any = None
+        unet_name_or_path: Any = None
         image_size: Any = None
         controlnet_name_or_path: Any = None
         control_kind: Any = None
@@ -108,7 +110,15 @@ class DistillationGuidance(BaseObject):
 
     # ------------------------------------------------------------------------------------------------------- building
 
-    def configure(self) -> None:
+    def configure(self, sharing: "DistillationGuidance | None" = None, stream: str = "") -> None:
+        """Read the configuration and load the networks.
+
+        Args:
+            sharing: another guidance, whose networks are used instead of loading the same ones again; see `VAEPrior.from_pretrained`.
+            stream: what this guidance's random numbers are named by. Two that are called in one step draw the same timesteps and noise
+                unless their names differ.
+        """
+        self._stream = stream
         self._regulation = Regulation(self.cfg.pgc)
         self.pgc = self._regulation.config
         self._method = make_method(self.cfg.objective, self.cfg.objective_options)
@@ -119,6 +129,7 @@ class DistillationGuidance(BaseObject):
         self._prior = self.PRIOR.from_pretrained(
             self.cfg.pretrained_model_name_or_path,
             vae=self.cfg.vae_name_or_path,
+            unet=self.cfg.unet_name_or_path,
             controlnet=[name for name, _, _ in self._controls] or None,
             control_scale=_plain(self.cfg.control_scale),
             dtype=self.cfg.dtype if self.cfg.half_precision_weights else "fp32",
@@ -127,8 +138,13 @@ class DistillationGuidance(BaseObject):
             attention="sliced" if self.cfg.enable_attention_slicing else "sdpa",
             channels_last=self.cfg.enable_channels_last_format,
             encoder_checkpointing=self.cfg.encoder_checkpointing,
+            sharing=None if sharing is None else sharing._prior,
         )
         info(self._prior.memory_note())
+        if sharing is not None:
+            others = sharing._prior.networks().values()
+            shared = [name for name, network in self._prior.networks().items() if network in others]
+            info(f"Of these, shared with the other guidance and in memory once: {', '.join(shared) or 'none'}")
         self._scale, self._form = self._guidance()
         if self._method.guidance_scale is not None:
             info(f"Guidance scale {self._scale:g} in the {self._form} form: {effective_scale(self._scale, self._form):g} in effect")
@@ -240,6 +256,11 @@ class DistillationGuidance(BaseObject):
         if "method" in state:
             self._method.load_state_dict(state["method"])
 
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of the latents."""
+        return self._prior.latent_size, self._prior.latent_size, self._prior.latent_channels
+
     def last_norms(self) -> Tensor | None:
         """(B, H, W) norms of the last step's raw image gradient, for a picture; None before the first step."""
         return self._regulation.last_norms()
@@ -301,7 +322,7 @@ class DistillationGuidance(BaseObject):
             t_range,
             last,
             progress=min(1.0, self._step / self.cfg.trainer_max_steps),
-            generator=step_generator("timesteps", self._step),
+            generator=step_generator(f"{self._stream}timesteps", self._step),
             device=device,
         )
         size, channels = self._prior.latent_size, self._prior.latent_channels
@@ -311,7 +332,7 @@ class DistillationGuidance(BaseObject):
             raise ValueError(f"{why}: found an image of shape {tuple(rgb.shape)}, wanted latents ({batch}, {size}, {size}, {channels})")
         noise = torch.randn(
             (batch, channels, size, size),
-            generator=step_generator("noise", self._step, device),
+            generator=step_generator(f"{self._stream}noise", self._step, device),
             device=device,
         )
         step = distill(
@@ -330,7 +351,7 @@ class DistillationGuidance(BaseObject):
             weighting=self.cfg.weighting_strategy,
             control=self._last_controls or None,
             camera=rendered.get("c2w"),
-            generator=step_generator("method", self._step),
+            generator=step_generator(f"{self._stream}method", self._step),
             latent_clip=None if self.cfg.grad_clip is None else self._now(self.cfg.grad_clip),
             encode=self._encode,
             image_is_latent=image_is_latent,

@@ -37,7 +37,9 @@ class WrappedGuidance(BaseModule):
 
     cfg: Config
 
-    def configure(self) -> None:
+    def configure(self, sharing: "WrappedGuidance | None" = None, stream: str = "") -> None:
+        """`sharing`: a guidance of the same kind, whose inner one is used if it has the same settings. `stream` is of no use here: the
+        inner guidance draws its own random numbers."""
         self._regulation = Regulation(self.cfg.pgc)
         self.pgc = self._regulation.config
         for key, default in (("pullback", "vae"), ("views_per_pullback", "auto")):
@@ -50,6 +52,9 @@ class WrappedGuidance(BaseModule):
             raise ValueError("system.guidance.inner_type: found nothing, wanted the name of the guidance to wrap")
         inner_class = find(inner_type)
         _refuse_second_rule(inner_type, inner_class, self.cfg.inner)
+        if sharing is not None and (sharing.cfg.inner_type, sharing.cfg.inner) == (inner_type, self.cfg.inner):
+            self.inner, self._step, self._epoch = sharing.inner, 0, 0
+            return
         info(f"Wrapping {inner_type} ...")
         # Public, so that the host's walk over the parts tells it the step; telling it here as well would be once too often.
         self.inner = inner_class(self.cfg.inner)

@@ -40,14 +40,14 @@ class Zero123Guidance(DistillationGuidance):
 
     cfg: Config
 
-    def configure(self) -> None:
+    def configure(self, sharing: DistillationGuidance | None = None, stream: str = "") -> None:
         if not self.cfg.cond_image_path:
             refuse("cond_image_path", "nothing", "a picture with a transparent background, e.g. ${data.image_path}")
         if not isinstance(self.cfg.cond_camera_distance, (int, float)) or not self.cfg.cond_camera_distance > 0:
             refuse("cond_camera_distance", self.cfg.cond_camera_distance, "the distance the picture was taken from, in world units")
         if self.cfg.pose not in ("auto", *POSES):
             refuse("pose", self.cfg.pose, f"one of auto, {', '.join(POSES)}")
-        super().configure()
+        super().configure(sharing, stream)
         if self._method.separate_negative:
             refuse("objective", self.cfg.objective, "another, or without its negative: it needs a negative prompt, and Zero123 takes none")
         name, size = self.cfg.pretrained_model_name_or_path, self._prior.image_size
