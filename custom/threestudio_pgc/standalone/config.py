@@ -83,7 +83,7 @@ def load_config(*paths: str | os.PathLike, cli_args: Iterable[str] = (), n_gpus:
         ConfigError: a file or an override that cannot be read, an unknown top-level key, `???` left, an interpolation that fails.
     """
     register_resolvers()
-    merged = OmegaConf.merge(*(_read_yaml(path) for path in paths), _read_overrides(cli_args), {"n_gpus": n_gpus})
+    merged = OmegaConf.merge(*(read_yaml(path) for path in paths), _read_overrides(cli_args), {"n_gpus": n_gpus})
     known = [field.name for field in dataclasses.fields(ExperimentConfig)]
     for key in merged:
         if key not in known:
@@ -111,15 +111,16 @@ def load_config(*paths: str | os.PathLike, cli_args: Iterable[str] = (), n_gpus:
     return config
 
 
-def _read_yaml(path: str | os.PathLike) -> DictConfig:
+def read_yaml(path: str | os.PathLike, key: str = "--config") -> DictConfig:
+    """The file as it stands. Raises ConfigError, in which `key` is what named the file."""
     try:
         config = OmegaConf.load(path)
     except FileNotFoundError:
-        raise ConfigError(f"--config: no such file: {path}") from None
+        raise ConfigError(f"{key}: no such file: {path}") from None
     except (OSError, yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config: {path} cannot be read: {error}") from error
+        raise ConfigError(f"{key}: {path} cannot be read: {error}") from error
     if not isinstance(config, DictConfig) or not config:
-        raise ConfigError(f"--config: {path} holds no `key: value` pairs")
+        raise ConfigError(f"{key}: {path} holds no `key: value` pairs")
     return config
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .base import BaseModule, BaseObject
+from .config import ConfigError
 
 
 class Mesh:
@@ -70,8 +71,8 @@ class BaseGeometry(BaseModule):
 
     @staticmethod
     def create_from(other: "BaseGeometry", cfg: Any = None, **kwargs) -> "BaseGeometry":
-        """Take over another geometry (a coarse stage)."""
-        raise TypeError(f"a {type(other).__name__} cannot be turned into this geometry")
+        """Take over another geometry, an earlier stage's; `copy_net`: with its networks, as far as they fit."""
+        raise ConfigError(f"a {type(other).__name__} cannot be turned into the geometry of this stage, which takes none over")
 
     def export(self, *args, **kwargs) -> dict[str, Any]:
         """Features for the exporter."""

@@ -1,6 +1,7 @@
 """The system: the parts together, as a LightningModule."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -9,10 +10,11 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from torch import nn
 
 from .base import Updateable, load_module_weights, update_end_if_possible, update_if_possible
-from .config import ConfigError, parse_structured
+from .config import ConfigError, parse_structured, read_yaml
 from .log import debug, info
-from .misc import cleanup
-from .registry import find, nearest
+from .misc import cleanup, get_device
+from .parts import BaseGeometry
+from .registry import RegistryError, find, nearest
 from .saving import SaverMixin
 from .schedules import C
 
@@ -22,7 +24,8 @@ def parse_optimizer(config: Any, model: nn.Module) -> torch.optim.Optimizer:
 
     Args:
         config: `name`, a class of torch.optim; `args`, its arguments; `params`, one parameter group per module
-            (`geometry.encoding: {lr: 0.01}`). Without `params` all parameters of `model` are optimised, else those listed only.
+            (`geometry.encoding: {lr: 0.01}`; null leaves a group out). Without `params` all parameters of `model` are optimised, else
+            those listed only.
 
     Raises:
         ConfigError: no such optimiser, no such module, a module without parameters, or an argument that is refused.
@@ -36,6 +39,8 @@ def parse_optimizer(config: Any, model: nn.Module) -> torch.optim.Optimizer:
     if config.get("params"):
         groups = []
         for path, values in config["params"].items():
+            if values is None:  # an override can name a group away, but not take its key out
+                continue
             parameters = _parameters(model, path)
             groups.append({"params": parameters, "name": path, **_container(values)})
     if not groups:
@@ -259,13 +264,44 @@ class BaseLift3DSystem(BaseSystem):
 
     def configure(self) -> None:
         if self.cfg.geometry_convert_from and not self.cfg.weights and not self.resumed:
-            raise ConfigError("system.geometry_convert_from: the standalone host cannot convert geometries; use system.weights")
-        self.geometry = find(self.cfg.geometry_type)(self.cfg.geometry)
+            try:
+                self.geometry = self._converted_geometry(Path(self.cfg.geometry_convert_from))
+            except (ValueError, RegistryError) as error:
+                raise ConfigError(f"system.geometry_convert_from: {error}") from error
+        else:
+            self.geometry = find(self.cfg.geometry_type)(self.cfg.geometry)
         self.material = find(self.cfg.material_type)(self.cfg.material)
         self.background = find(self.cfg.background_type)(self.cfg.background)
         self.renderer = find(self.cfg.renderer_type)(
             self.cfg.renderer, geometry=self.geometry, material=self.material, background=self.background
         )
+
+    def _converted_geometry(self, path: Path) -> BaseGeometry:
+        """This stage's geometry, made by its class from that of a checkpoint.
+
+        What the checkpoint's geometry is stands in the run's configuration, `../configs/parsed.yaml` seen from the checkpoint, and is
+        changed by `geometry_convert_override`.
+
+        Raises:
+            ValueError, RegistryError: a file is missing or cannot be read, or the two geometries do not go together.
+        """
+        state, epoch, global_step = load_module_weights(path, module_name="geometry")
+        parsed = path.parent.parent / "configs" / "parsed.yaml"
+        if not parsed.is_file():
+            raise ConfigError(f"found no {parsed}, wanted the checkpoint in the folder of its run, beside the run's configuration")
+        system = read_yaml(parsed, "earlier stage").get("system") or {}
+        name = system.get("geometry_type") or ""
+        try:
+            previous = find(name)(OmegaConf.merge(system.get("geometry") or {}, self.cfg.geometry_convert_override))
+            previous.load_state_dict(state, strict=False)
+        except (ValueError, RegistryError) as error:
+            raise ConfigError(f"{parsed}: {error} (system.geometry_convert_override changes its system.geometry)") from error
+        except RuntimeError as error:  # torch's word for parameters of another shape
+            raise ConfigError(f"{path} does not fit {parsed}: {' '.join(str(error).split())}") from error
+        previous.do_update_step(epoch, global_step, on_load_weights=True)
+        info(f"Geometry: taken over from {path}, a {name} after {global_step} steps")
+        inherit = self.cfg.geometry_convert_inherit_texture
+        return find(self.cfg.geometry_type).create_from(previous.to(get_device()), self.cfg.geometry, copy_net=inherit)
 
     def on_fit_start(self) -> None:
         info(f"Pictures made while training are saved to {self.get_save_dir()}")
