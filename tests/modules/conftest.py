@@ -1,6 +1,8 @@
 import numpy as np
 import pytest
 
+SMALL_SHAPE = ("system.geometry.resolution=16", "system.geometry.shape_init_steps=60", "system.geometry.shape.max_resolution=16")
+
 
 @pytest.fixture(scope="session")
 def disc(tmp_path_factory):
@@ -16,21 +18,23 @@ def disc(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def launch(tiny_sdxl, tiny_controlnet):
-    """launch(mode, folder, *overrides) -> exit code: the shipped pocket config through the launcher, with tiny random models and sizes."""
+    """launch(mode, folder, *overrides, config=...) -> exit code: a shipped pocket config through the launcher, with tiny models."""
     from pathlib import Path
 
     from threestudio_pgc.standalone.launcher import main
 
-    def run(mode, folder, *overrides):
+    def run(mode, folder, *overrides, config="fantasia3d-pocket-pgc"):
         import threestudio_pgc.modules  # noqa: F401  registers the parts once
 
-        config = Path(__file__).resolve().parents[2] / "configs" / "fantasia3d-pocket-pgc.yaml"
+        path = Path(__file__).resolve().parents[2] / "configs" / f"{config}.yaml"
+        moving = "joint" in config or "geometry" in config
         return main(
             [
-                *("--config", str(config), f"--{mode}", "--gpu", "none"),
+                *("--config", str(path), f"--{mode}", "--gpu", "none"),
                 *(f"exp_root_dir={folder}", "use_timestamp=false", "tag=t", "name=n"),
                 f"system.guidance.pretrained_model_name_or_path={tiny_sdxl}",
-                f"system.guidance.controlnet_name_or_path={tiny_controlnet}",
+                *(("system.normal_guidance.unet_name_or_path=null", *SMALL_SHAPE) if moving else ()),
+                *(() if moving else (f"system.guidance.controlnet_name_or_path={tiny_controlnet}",)),
                 f"system.prompt_processor.cache_dir={folder}/prompts",
                 "system.prompt_processor.prompt=a zebra vase",
                 *("data.height=32", "data.width=32", "data.batch_size=2", "data.eval_height=32", "data.eval_width=32"),

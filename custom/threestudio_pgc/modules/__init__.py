@@ -11,6 +11,7 @@ from . import (  # noqa: F401
     renderer,
     single_image_data,
     system,
+    tetrahedral_shape,
     wrapped_guidance,
     zero123_guidance,
 )

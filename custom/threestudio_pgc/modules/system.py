@@ -1,79 +1,134 @@
-"""Fantasia3D's pipeline with a high-resolution prior: so far its texture stage, on a fixed mesh (paper, section 5.1)."""
+"""Fantasia3D's pipeline with a high-resolution prior: a shape from normals, a texture on a fixed mesh, or both at once (paper, 5.2)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from ..export.pictures import contact_sheet, heat_map, save_png
 from ..export.textured_mesh import export_textured_mesh
 from ..host import BaseLift3DSystem, find, info, register, warn
+from ..scene.marching_tetrahedra import EmptySurfaceError
 from ..scene.reference import LOSSES, reference_losses
 from .guidance import BUFFERS
+from .tetrahedral_shape import REGULARIZERS
 
 # Numbers of the guidance that the progress bar shows.
 _BAR = {"share_clipped": "clipped"}
+# The system's guidances, and where a checkpoint keeps the state of each.
+_GUIDANCES = {"guidance": "pgc_guidance", "normal_guidance": "pgc_normal_guidance"}
+
+
+STAGES = ("texture", "geometry", "joint")
 
 
 @register("pgc-fantasia3d-system")
 class Fantasia3DSystem(BaseLift3DSystem):
     """Config:
-    stage: "texture": the mesh is fixed, its texture field is optimised.
+    stage: "texture": the picture is distilled, into a texture on a fixed mesh or into a texture and the shape under it.
+        "geometry": the picture of the shape's normals is, which a prior takes for a shaded object (Fantasia3D's first stage).
+        "joint": both in one step, one after the other (the paper's second setting).
+    latent_steps: of the geometry stage, the first so many steps with normals and mask, shrunk to the latents' size, in place of latents.
+        For priors of four latent channels.
+    normal_guidance: what of `guidance` is different for the normals of the geometry and joint stages, such as the guidance scale.
     contact_sheet_views: how many views of the final turntable go on the contact sheet.
     prompt_processor_type: may be left out for a guidance that takes no prompt.
-    loss: lambda_<name> for every loss_<name> of the guidance. Where the data has a reference view also lambda_reference_rgb, _mask,
-        _depth, _normal, see `scene.reference.reference_losses`; one that is not given is 0.
+    loss: lambda_<name> for every loss_<name> of the guidance; lambda_normal_<name> for those of the normals in the joint stage, where a
+        lambda_normal_sds of 0 leaves that guidance out. For a shape that moves lambda_normal_consistency, _laplacian, _eikonal and
+        _sdf_entropy, see `scene.regularizers`. Where the data has a reference view lambda_reference_rgb, _mask, _depth and _normal, see
+        `scene.reference.reference_losses`. One of the latter two kinds that is not given is 0. Each is a number or a schedule.
     """
 
     @dataclass
     class Config(BaseLift3DSystem.Config):
         stage: str = "texture"
+        latent_steps: int = 0
+        normal_guidance: dict = field(default_factory=dict)
         contact_sheet_views: int = 8
         prompt_processor_type: str = ""
 
     cfg: Config
 
     def configure(self) -> None:
-        if self.cfg.stage != "texture":
-            raise ValueError(f"system.stage: found {self.cfg.stage!r}, wanted 'texture'")
+        stage = self.cfg.stage
+        if stage not in STAGES:
+            raise ValueError(f"system.stage: found {stage!r}, wanted one of {', '.join(STAGES)}")
+        if self.cfg.latent_steps and stage != "geometry":
+            raise ValueError(
+                f"system.latent_steps: found {self.cfg.latent_steps}, wanted 0: it is the geometry stage's, not the {stage} stage's"
+            )
+        if self.cfg.normal_guidance and stage == "texture":
+            raise ValueError("system.normal_guidance: found settings, wanted none: the texture stage distils no normals")
         if not self.cfg.prompt_processor_type and getattr(find(self.cfg.guidance_type), "needs_prompt", False):
             raise ValueError(f"system.prompt_processor_type: found nothing, wanted 'pgc-prompt-processor' for {self.cfg.guidance_type}")
         super().configure()
-        self._check_reference_weights()
+        if stage != "texture" and not self._shape_moves():
+            raise ValueError(f"system.stage: found {stage!r}, wanted 'texture': {self.cfg.geometry_type} has a fixed shape")
+        self._check_weights()
+
+    def _shape_moves(self) -> bool:
+        return getattr(self.geometry, "shape_moves", False)
+
+    def _check_weights(self) -> None:
+        """A loss that cannot move anything is a mistake in the configuration."""
+        if self._shape_moves():
+            return
+        for key in (*(f"lambda_{name}" for name in REGULARIZERS), *(f"lambda_reference_{name}" for name in LOSSES if name != "rgb")):
+            if self.cfg.loss.get(key):
+                raise ValueError(f"system.loss.{key}: found {self.cfg.loss[key]}, wanted 0: {self.cfg.geometry_type} has a fixed shape")
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
         # Built and dropped: a mistake in the export's settings should not wait for the end of the training.
         find(self.cfg.exporter_type)(self.cfg.exporter, geometry=self.geometry, material=self.material, background=self.background)
+        if not self._shape_moves() and hasattr(self.geometry, "triangle_mesh"):
+            self.geometry.triangle_mesh()  # a mesh that no file and no earlier stage brings is missed here
         self._prompts = []
         if self.cfg.prompt_processor_type:
             self._prompts = [find(self.cfg.prompt_processor_type)(self.cfg.prompt_processor)()]
-        self.guidance = find(self.cfg.guidance_type)(self.cfg.guidance)
-        if self._guidance_state:
-            self.guidance.load_run_state(self._guidance_state)
+        of_normals = {**self.cfg.guidance, **self.cfg.normal_guidance}
+        self.guidance = find(self.cfg.guidance_type)(of_normals if self.cfg.stage == "geometry" else self.cfg.guidance)
+        self.normal_guidance = None
+        if self.cfg.stage == "joint" and self.cfg.loss.get("lambda_normal_sds") != 0:
+            # The networks are the first one's as far as the settings that choose them are equal.
+            self.normal_guidance = find(self.cfg.guidance_type)(of_normals, sharing=self.guidance, stream="normal-")
+        for name in _GUIDANCES:
+            if self._guidance_states.get(name):
+                getattr(self, name).load_run_state(self._guidance_states[name])
+        self._check_latent_steps()
+        if not (self.resumed or self.cfg.weights or self.geometry.cfg.weights):
+            self._initialize()
+
+    def _initialize(self) -> None:
+        """The fields' first values, where no checkpoint gives them."""
+        if hasattr(self.geometry, "initialize_texture"):
+            self.geometry.initialize_texture(lambda features: self.material.export(features=features)["albedo"])
+        if self._shape_moves():
+            self.geometry.initialize_shape()
+
+    def _check_latent_steps(self) -> None:
+        channels = getattr(self.guidance, "latent_shape", (0, 0, 4))[-1]
+        if self.cfg.latent_steps and channels != 4:
+            raise ValueError(
+                f"system.latent_steps: found {self.cfg.latent_steps}, wanted 0: normals and mask are four channels, "
+                f"this prior's latents have {channels}"
+            )
 
     # Lightning restores a checkpoint before on_fit_start, and evaluation restores one without a guidance: its state is kept here meanwhile.
-    _guidance_state: dict[str, Any] | None = None
+    _guidance_states: dict[str, dict[str, Any]] = {}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        state = getattr(getattr(self, "guidance", None), "run_state", dict)()
-        if state:
-            checkpoint["pgc_guidance"] = state
+        for name, key in _GUIDANCES.items():
+            state = getattr(getattr(self, name, None), "run_state", dict)()
+            if state:
+                checkpoint[key] = state
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        self._guidance_state = checkpoint.get("pgc_guidance")
-
-    def _check_reference_weights(self) -> None:
-        """A loss that cannot move anything is a mistake in the configuration."""
-        if self.geometry.triangle_mesh().vertices.requires_grad:
-            return
-        for name in LOSSES:
-            key = f"lambda_reference_{name}"
-            if name != "rgb" and self.cfg.loss.get(key):
-                raise ValueError(f"system.loss.{key}: found {self.cfg.loss[key]}, wanted 0: {self.cfg.geometry_type} has a fixed shape")
+        self._guidance_states = {name: checkpoint[key] for name, key in _GUIDANCES.items() if key in checkpoint}
 
     def _reference_losses(self, reference: dict[str, Any]) -> dict[str, torch.Tensor]:
         weights = {name: self.C(self.cfg.loss.get(f"lambda_reference_{name}", 0.0)) for name in LOSSES}
@@ -83,14 +138,25 @@ class Fantasia3DSystem(BaseLift3DSystem):
         return {f"loss_reference_{name}": value for name, value in losses.items()}
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Any]:
-        return self.renderer(**batch)
+        return self.renderer(**batch, render_rgb=self.cfg.stage != "geometry", render_normal=self.cfg.stage != "texture")
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any] | None:
         batch = dict(batch)
         reference = batch.pop("reference", None)
-        out = self(batch)
+        try:
+            out = self(batch)
+        except EmptySurfaceError as error:
+            raise EmptySurfaceError(f"step {self.true_global_step}: {error}. {self._last_good_checkpoint()}") from error
         buffers = {name: out[name] for name in BUFFERS}
-        guided = self.guidance(out["comp_rgb"], *self._prompts, **batch, rgb_as_latents=False, **buffers)
+        if self.cfg.stage == "geometry":
+            guided = self._distil_normals(self.guidance, out, batch, buffers)
+        else:
+            guided = self.guidance(out["comp_rgb"], *self._prompts, **batch, rgb_as_latents=False, **buffers)
+        if self.normal_guidance is not None:
+            # The first guidance has done its backward pass through the encoder by now: only one of the two is in memory at a time.
+            of_normals = self._distil_normals(self.normal_guidance, out, batch, buffers)
+            guided |= {_normal_name(name): value for name, value in of_normals.items()}
+        guided |= self._regularizers(out["mesh"])
         if reference is not None:
             guided |= self._reference_losses(reference)
         loss = 0.0
@@ -101,12 +167,41 @@ class Fantasia3DSystem(BaseLift3DSystem):
             self.log(f"train/{name}", number)
             if name in _BAR:
                 self.log(_BAR[name], number, prog_bar=True, logger=False)
-        if guided.get("all_nonfinite"):
+        if guided.get("all_nonfinite") and guided.get("normal_all_nonfinite", True):
             warn(f"step {self.true_global_step}: every pixel's gradient was non-finite; the step is skipped")
             # Lightning cannot skip a step on one of several processes; there the loss is kept, and its gradient is zero.
             if self.trainer.world_size == 1:
                 return None
         return {"loss": loss}
+
+    def _distil_normals(self, guidance: Any, out: dict[str, Any], batch: dict[str, Any], buffers: dict[str, Any]) -> dict[str, Any]:
+        if self.true_global_step >= self.cfg.latent_steps:
+            return guidance(out["normal_image"], *self._prompts, **batch, rgb_as_latents=False, **buffers)
+        # Fantasia3D: (normal, mask) are four channels, as a latent has, and of much the same range.
+        image = torch.cat([out["normal_image"] * 2 - 1, out["opacity"]], dim=-1)
+        if hasattr(guidance, "latent_shape"):  # the host's guidances resize it themselves
+            size = guidance.latent_shape[:2]
+            image = F.interpolate(image.movedim(-1, 1), size, mode="bilinear", align_corners=False, antialias=True).movedim(1, -1)
+        return guidance(image, *self._prompts, **batch, rgb_as_latents=True, **buffers)
+
+    def _regularizers(self, mesh: Any) -> dict[str, torch.Tensor]:
+        wanted = [name for name in REGULARIZERS if self.C(self.cfg.loss.get(f"lambda_{name}", 0.0))]
+        return {f"loss_{name}": self.geometry.regularizer(name, mesh) for name in wanted}
+
+    def _last_good_checkpoint(self) -> str:
+        """A sentence naming the newest checkpoint whose shape has a surface."""
+        callback = self.trainer.checkpoint_callback
+        folder = Path(callback.dirpath) if callback is not None and callback.dirpath else None
+        files = sorted(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime, reverse=True) if folder is not None else []
+        for path in files:
+            state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+            self.geometry.load_state_dict({k.removeprefix("geometry."): v for k, v in state.items() if k.startswith("geometry.")})
+            try:
+                self.geometry.export_mesh()
+            except ValueError:
+                continue
+            return f"The last good checkpoint is {path}: start from it with system.weights={path} and a smaller learning rate of the shape"
+        return "No checkpoint with a surface was saved before"
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         out = self(batch)
@@ -114,7 +209,7 @@ class Fantasia3DSystem(BaseLift3DSystem):
             self.save_image_grid(
                 f"it{self.true_global_step}-{index}.png",
                 [
-                    {"type": "rgb", "img": out["comp_rgb"][row], "kwargs": {"data_format": "HWC"}},
+                    *({"type": "rgb", "img": picture, "kwargs": {"data_format": "HWC"}} for picture in self._pictures(out, row)),
                     {"type": "rgb", "img": out["comp_normal"][row], "kwargs": {"data_format": "HWC", "data_range": (0, 1)}},
                     {"type": "grayscale", "img": out["opacity"][row, :, :, 0], "kwargs": {"cmap": None, "data_range": (0, 1)}},
                 ],
@@ -122,21 +217,33 @@ class Fantasia3DSystem(BaseLift3DSystem):
                 step=self.true_global_step,
             )
 
+    def _pictures(self, out: dict[str, Any], row: int) -> list[torch.Tensor]:
+        """What a stage shows of a view, (H, W, 3) each: the colours, and of a shape that moves the normals, without colours also clay."""
+        if self.cfg.stage == "texture":
+            return [out["comp_rgb"][row]]
+        if self.cfg.stage == "joint":
+            return [out["comp_rgb"][row], out["normal_image"][row]]
+        opacity = out["opacity"][row]
+        clay = 1 - opacity + opacity * (0.15 + 0.75 * out["view_normal"][row, :, :, 2:].clamp(min=0))
+        return [out["normal_image"][row], clay.expand(-1, -1, 3)]
+
     def on_validation_epoch_end(self) -> None:
-        norms = getattr(getattr(self, "guidance", None), "last_norms", lambda: None)()
-        if norms is not None:
-            save_png(Path(self.get_save_path(f"it{self.true_global_step}-gradient.png")), contact_sheet(list(heat_map(norms)), len(norms)))
-        controls = getattr(getattr(self, "guidance", None), "last_controls", list)()
-        if controls:
-            pictures = [picture for control in controls for picture in control.float().cpu().numpy()]
-            save_png(Path(self.get_save_path(f"it{self.true_global_step}-control.png")), contact_sheet(pictures, len(controls[0])))
+        for name, prefix in zip(_GUIDANCES, ("", "normal-")):
+            guidance, stem = getattr(self, name, None), f"it{self.true_global_step}-{prefix}"
+            norms = getattr(guidance, "last_norms", lambda: None)()
+            if norms is not None:
+                save_png(Path(self.get_save_path(f"{stem}gradient.png")), contact_sheet(list(heat_map(norms)), len(norms)))
+            controls = getattr(guidance, "last_controls", list)()
+            if controls:
+                pictures = [picture for control in controls for picture in control.float().cpu().numpy()]
+                save_png(Path(self.get_save_path(f"{stem}control.png")), contact_sheet(pictures, len(controls[0])))
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         out = self(batch)
         for row, index in enumerate(batch["index"].tolist()):
             self.save_image_grid(
                 f"it{self.true_global_step}-test/{index}.png",
-                [{"type": "rgb", "img": out["comp_rgb"][row], "kwargs": {"data_format": "HWC"}}],
+                [{"type": "rgb", "img": picture, "kwargs": {"data_format": "HWC"}} for picture in self._pictures(out, row)],
                 name="test_step",
                 step=self.true_global_step,
             )
@@ -144,7 +251,8 @@ class Fantasia3DSystem(BaseLift3DSystem):
         views = max(1, self.cfg.contact_sheet_views)
         count = len(self.trainer.test_dataloaders.dataset)
         kept = {round(view * count / views) for view in range(views)}
-        self._sheet.update({i: out["comp_rgb"][row].cpu() for row, i in enumerate(batch["index"].tolist()) if i in kept})
+        seen = {i: torch.cat(self._pictures(out, row), dim=1).cpu() for row, i in enumerate(batch["index"].tolist()) if i in kept}
+        self._sheet.update(seen)
 
     def on_test_epoch_end(self) -> None:
         name = f"it{self.true_global_step}-test"
@@ -164,3 +272,8 @@ class Fantasia3DSystem(BaseLift3DSystem):
         for kind, path in paths.items():
             info(f"{kind.upper()}: {path}")
         return [str(path) for path in paths.values()]
+
+
+def _normal_name(name: str) -> str:
+    """The name that a number of the normals' guidance has among all: loss_sds is loss_normal_sds, others begin with normal_."""
+    return name.replace("loss_", "loss_normal_", 1) if name.startswith("loss_") else f"normal_{name}"

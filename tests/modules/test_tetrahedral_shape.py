@@ -1,0 +1,143 @@
+"""Shapes that move, through the launcher: the geometry and the joint stage, their losses, resuming, export, and what is refused."""
+
+import csv
+import math
+
+import pytest
+import torch
+
+MODEL = "system.guidance.pretrained_model_name_or_path"
+GEOMETRY, JOINT = "fantasia3d-geometry-pocket-pgc", "fantasia3d-joint-pocket-pgc"
+
+
+def logged(folder, name):
+    (log,) = (folder / "n" / "t").rglob("metrics.csv")
+    return [float(row[name]) for row in csv.DictReader(log.open()) if row.get(name)]
+
+
+def state(folder):
+    return torch.load(folder / "n" / "t" / "ckpts" / "last.ckpt", weights_only=True)["state_dict"]
+
+
+def refused(launch, capsys, tmp_path, words, *overrides, config=GEOMETRY, mode="train"):
+    assert launch(mode, tmp_path, *overrides, config=config) in (1, 2)
+    message = capsys.readouterr().err
+    for word in words:
+        assert word in message, message
+
+
+@pytest.mark.parametrize(
+    "words, overrides",
+    [
+        (["geometry.resolution: found 1,"], ["system.geometry.resolution=1"]),
+        (["geometry.resolution: found 4096", "GiB"], ["system.geometry.resolution=4096"]),
+        (["representation: found 'mesh'"], ["system.geometry.representation=mesh"]),
+        (["refresh_every: found 0"], ["system.geometry.refresh_every=0"]),
+        (["shape_init", "'cube'"], ["system.geometry.shape_init=cube"]),
+        (["nowhere.obj", "no such file"], ["system.geometry.shape_init=mesh:nowhere.obj"]),
+        (["texture_init: found true"], ["system.geometry.texture_init=true"]),
+        (["latent_steps: found 5", "latents have 8"], ["system.latent_steps=5", f"{MODEL}=builtin:pocket"]),
+        (["system.stage: found 'shape'"], ["system.stage=shape"]),
+        (["renderer.perturb: found 1.0"], ["system.renderer.perturb=1.0"]),
+        (["renderer.normal_space: found 'view'"], ["system.renderer.normal_space=view"]),
+        (["renderer.antialias: found 'msaa'"], ["system.renderer.antialias=msaa"]),
+    ],
+)
+def test_what_is_refused_before_any_work(launch, capsys, tmp_path, words, overrides):
+    refused(launch, capsys, tmp_path, words, *overrides)
+
+
+def test_a_fixed_mesh_has_no_geometry_stage(launch, capsys, tmp_path):
+    refused(launch, capsys, tmp_path, ["system.stage: found 'geometry'"], "system.stage=geometry", config="fantasia3d-pocket-pgc")
+    refused(launch, capsys, tmp_path, ["lambda_eikonal"], "system.loss.lambda_eikonal=1.0", config="fantasia3d-pocket-pgc")
+    refused(launch, capsys, tmp_path, ["normal_guidance: found"], "system.normal_guidance.guidance_scale=3", config="fantasia3d-pocket-pgc")
+
+
+def test_the_geometry_stage_moves_the_shape_and_exports_it(launch, tmp_path):
+    assert launch("train", tmp_path, config=GEOMETRY) == 0
+    first = torch.load(next((tmp_path / "n" / "t" / "ckpts").glob("*step=2*.ckpt")), weights_only=True)["state_dict"]
+    last = state(tmp_path)
+    moved = [name for name in last if name.startswith("geometry.shape.") and not torch.equal(first[name], last[name])]
+    assert {name.split(".")[2] for name in moved} == {"encoding", "mlp"}
+    save = tmp_path / "n" / "t" / "save"
+    assert (save / "it4-test.mp4").is_file() and (save / "it4-gradient.png").is_file()
+    assert launch("export", tmp_path, f"resume={tmp_path}/n/t/ckpts/last.ckpt", config=GEOMETRY) == 0
+    assert (save / "it4-export" / "model.glb").is_file()
+
+
+def test_the_joint_stage_distils_colours_and_normals(launch, tmp_path):
+    assert launch("train", tmp_path, config=JOINT) == 0
+    assert len(logged(tmp_path, "train/loss_sds")) == len(logged(tmp_path, "train/loss_normal_sds")) == 4
+    assert logged(tmp_path, "train/grad_norm") != logged(tmp_path, "train/normal_grad_norm")
+    assert (tmp_path / "n" / "t" / "save" / "it4-normal-gradient.png").is_file()
+
+
+def test_no_weight_of_the_normals_is_no_guidance_of_them(launch, tmp_path):
+    assert launch("train", tmp_path, "system.loss.lambda_normal_sds=0", config=JOINT) == 0
+    assert not logged(tmp_path, "train/loss_normal_sds") and len(logged(tmp_path, "train/loss_sds")) == 4
+
+
+def test_values_of_its_own_for_every_vertex(launch, tmp_path):
+    away = "geometry.shape.encoding: null, geometry.shape.mlp: null"
+    groups = f"{{{away}, geometry.shape.sdf: {{lr: 0.001}}, geometry.shape.deformation: {{lr: 0.001}}}}"
+    assert launch("train", tmp_path, "system.geometry.representation=values", f"system.optimizer.params={groups}", config=GEOMETRY) == 0
+    names = {name.removeprefix("geometry.shape.") for name in state(tmp_path) if name.startswith("geometry.shape.")}
+    assert names == {"sdf", "deformation"}
+
+
+REGULARIZERS = ("normal_consistency", "laplacian", "eikonal", "sdf_entropy")
+
+
+def test_regularisers_are_logged_and_scheduled(launch, tmp_path):
+    weights = [f"system.loss.lambda_{name}=1.0" for name in REGULARIZERS[:3]] + ["system.loss.lambda_sdf_entropy=[2,0.0,1.0,3]"]
+    assert launch("train", tmp_path, *weights, config=GEOMETRY) == 0
+    counts = {name: len(logged(tmp_path, f"train/loss_{name}")) for name in REGULARIZERS}
+    assert counts == {"normal_consistency": 4, "laplacian": 4, "eikonal": 4, "sdf_entropy": 1}
+    assert all(math.isfinite(value) and value >= 0 for name in REGULARIZERS for value in logged(tmp_path, f"train/loss_{name}"))
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(launch, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert launch("train", whole, config=JOINT) == 0
+    assert launch("train", parts, "trainer.max_steps=2", config=JOINT) == 0
+    assert launch("train", parts, f"resume={parts}/n/t/ckpts/last.ckpt", config=JOINT) == 0
+    first, second = state(whole), state(parts)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_shape_that_vanishes_names_the_last_good_checkpoint(launch, capsys, tmp_path):
+    assert launch("train", tmp_path, config=GEOMETRY) == 0
+    last = tmp_path / "n" / "t" / "ckpts" / "last.ckpt"
+    checkpoint = torch.load(last, weights_only=True)
+    bias = next(name for name in reversed(checkpoint["state_dict"]) if name.endswith("bias") and ".shape." in name)
+    checkpoint["state_dict"][bias] += 1000.0  # as a step too long does
+    torch.save(checkpoint, last)
+    (good,) = last.parent.glob("*step=4*.ckpt")
+    capsys.readouterr()
+    assert launch("train", tmp_path, f"resume={last}", "trainer.max_steps=6", config=GEOMETRY) == 1
+    message = capsys.readouterr().err
+    assert "step 4: sdf: found it positive everywhere" in message and f"The last good checkpoint is {good}" in message
+    assert launch("train", tmp_path, f"system.weights={good}", "trainer.max_steps=1", config=GEOMETRY) == 0
+
+
+def test_latents_first(tiny_models, launch, tmp_path):
+    sd = ["system.guidance_type=pgc-stable-diffusion-guidance", f"{MODEL}={tiny_models['sd'][0]}"]
+    assert launch("train", tmp_path, *sd, "system.latent_steps=2", "system.guidance.guidance_scale=7.5", config=GEOMETRY) == 0
+    assert len(logged(tmp_path, "train/loss_sds")) == 4
+
+
+def test_perturbed_points_change_the_colours_and_only_in_training():
+    from threestudio_pgc.modules.renderer import MeshRasterizer
+
+    class Recorder:
+        cfg = {}
+
+    positions, vertices = torch.zeros(4000, 3), torch.tensor([[-0.5, -0.2, 0.0], [0.5, 0.2, 0.1]])
+    renderer = MeshRasterizer({"perturb": 0.01}, geometry=None, material=None, background=None)
+    moved = renderer.train()._perturbed(positions, vertices)
+    assert moved.abs().max() <= 0.01 and moved.abs().max() > 0.0099 and abs(float(moved.mean())) < 3e-4, "two-sided, in units of the object"
+    assert torch.equal(moved, renderer._perturbed(positions, vertices))
+    renderer.update_step(0, 1)
+    assert not torch.equal(moved, renderer._perturbed(positions, vertices))
+    assert renderer.eval()._perturbed(positions, vertices) is positions
