@@ -25,7 +25,7 @@ from threestudio_pgc.scene.dmtet import REPRESENTATIONS, FieldShape, VertexShape
 from threestudio_pgc.scene.fields import field_config  # noqa: E402
 from threestudio_pgc.scene.gbuffer import GBuffer, render_gbuffer  # noqa: E402
 from threestudio_pgc.scene.mesh import MeshError, TriangleMesh, load_mesh, normalize  # noqa: E402
-from threestudio_pgc.scene.raster import make_rasterizer  # noqa: E402
+from threestudio_pgc.scene.raster import RasterizerBackend, make_rasterizer  # noqa: E402
 from threestudio_pgc.scene.reference import mask_loss, normal_loss  # noqa: E402
 from threestudio_pgc.scene.regularizers import eikonal, normal_consistency, sign_entropy  # noqa: E402
 from threestudio_pgc.scene.signed_distance import SphereDistance  # noqa: E402
@@ -64,14 +64,18 @@ def fit_views(
     steps: int = 200,
     representation: str = "values",
     start_radius: float = 0.7,
+    backend: RasterizerBackend | None = None,
     progress: bool = True,
 ) -> Fit:
-    """Move a sphere of `start_radius` to look like `target` (normalised) from `views` cameras at `size` pixels, by Adam."""
+    """Move a sphere of `start_radius` to look like `target` (normalised) from `views` cameras at `size` pixels, by Adam.
+
+    backend: the rasteriser, by default the CPU's.
+    """
     from tqdm import tqdm
 
     torch.manual_seed(0)
     started = time.perf_counter()
-    grid, backend, cameras = make_grid(resolution), make_rasterizer("cpu"), around(views)
+    grid, backend, cameras = make_grid(resolution), backend or make_rasterizer("cpu"), around(views)
     shape = VertexShape(grid) if representation == "values" else FieldShape(field_config("pocket", n_output=4, hidden_layers=2, gain=1.0))
     shape.fit(SphereDistance(start_radius), grid, seed=0, progress=progress)
     with torch.no_grad():

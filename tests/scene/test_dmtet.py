@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from threestudio_pgc.scene.dmtet import FieldShape, VertexShape, band_vertices, read_out
+from threestudio_pgc.scene.dmtet import FieldShape, VertexShape, band_vertices, band_vertices_torch, read_out
 from threestudio_pgc.scene.fields import FieldConfig, HashGridField
 from threestudio_pgc.scene.marching_tetrahedra import EmptySurfaceError
 from threestudio_pgc.scene.signed_distance import SphereDistance
@@ -97,6 +97,7 @@ def test_the_band_is_the_crossed_edges_and_rings_around_them(grid):
     wanted = {v for a, b in edges if (sdf[a] < 0) != (sdf[b] < 0) for v in (a, b)}
     for rings in range(3):
         assert band_vertices(sdf, grid.edges, rings).tolist() == sorted(wanted)
+        assert band_vertices_torch(sdf, grid.edges, rings).tolist() == sorted(wanted)
         wanted = wanted | {n for v in wanted for n in neighbours[v]}
     assert len(band_vertices(torch.ones(len(sdf)), grid.edges, 2)) == 0
 

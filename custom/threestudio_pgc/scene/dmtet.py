@@ -74,8 +74,8 @@ class FieldShape(HashGridField):
     def __init__(self, config: FieldConfig, rings: int = 2):
         if config.n_output != 4:
             raise ValueError(f"shape field n_output: found {config.n_output}, wanted 4: a distance and a deformation")
-        if rings < 1:
-            raise ValueError(f"shape field rings: found {rings}, wanted at least 1")
+        if not 1 <= rings <= 100:
+            raise ValueError(f"shape field rings: found {rings}, wanted 1 to 100")
         super().__init__(config)
         self.rings = rings
         self._known: Tensor | None = None  # (N, 4) last values, without a gradient
@@ -108,6 +108,17 @@ class FieldShape(HashGridField):
 
 def band_vertices(sdf: Tensor, edges: Tensor, rings: int) -> Tensor:
     """(M,) int64 vertices, ascending: the ends of edges (E, 2) between which sdf (N,) changes sign, and `rings` rings of neighbours."""
+    if not sdf.is_cpu:
+        return band_vertices_torch(sdf, edges, rings)
+    from .marching_kernels import mark_band
+
+    marked = torch.zeros(len(sdf), dtype=torch.uint8)
+    mark_band((sdf < 0).numpy(), edges.numpy(), rings, marked.numpy())
+    return marked.nonzero().squeeze(1)
+
+
+def band_vertices_torch(sdf: Tensor, edges: Tensor, rings: int) -> Tensor:
+    """The plain twin of `band_vertices`, on any device."""
     first, second = edges.long().unbind(1)
     inside = sdf < 0
     touched = inside[first] != inside[second]

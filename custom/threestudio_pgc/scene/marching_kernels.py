@@ -110,3 +110,20 @@ def extract_faces(flags, tets, tet_edges, tet_faces, polygons, sides, singles, d
         _meet(latest, adjacency, tet_faces[t, sides[case, 1]], 1, f)
         _meet(latest, adjacency, tet_faces[t, sides[case, 2]], 1, g)
         _meet(latest, adjacency, tet_faces[t, sides[case, 3]], 2, g)
+
+
+@jit
+def mark_band(inside, edges, rings, marked):
+    """Write into marked (N,) uint8, which comes in as zeros: 1 at the ends of edges that cross the surface, r + 1 in ring r around them."""
+    for e in range(edges.shape[0]):
+        a, b = edges[e, 0], edges[e, 1]
+        if inside[a] != inside[b]:
+            marked[a] = 1
+            marked[b] = 1
+    for ring in range(1, rings + 1):
+        for e in range(edges.shape[0]):
+            a, b = marked[edges[e, 0]], marked[edges[e, 1]]
+            if a == ring and b == 0:
+                marked[edges[e, 1]] = ring + 1
+            elif b == ring and a == 0:
+                marked[edges[e, 0]] = ring + 1
