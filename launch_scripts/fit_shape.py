@@ -28,10 +28,11 @@ from threestudio_pgc.scene.mesh import MeshError, TriangleMesh, load_mesh, norma
 from threestudio_pgc.scene.raster import RasterizerBackend, make_rasterizer  # noqa: E402
 from threestudio_pgc.scene.reference import mask_loss, normal_loss  # noqa: E402
 from threestudio_pgc.scene.regularizers import eikonal, normal_consistency, sign_entropy  # noqa: E402
-from threestudio_pgc.scene.signed_distance import SphereDistance  # noqa: E402
+from threestudio_pgc.scene.signed_distance import MeshDistance, SignedDistance, SphereDistance  # noqa: E402
 from threestudio_pgc.scene.tetrahedra import make_grid  # noqa: E402
 
-LEARNING_RATES = {"sdf": 3e-2, "deformation": 2e-2, "encoding": 2e-3, "mlp": 2e-3}  # falling to a tenth
+COARSEST = 32
+LEARNING_RATES = {"deformation": 2e-2, "encoding": 2e-3, "mlp": 2e-3}  # falling to a tenth; a vertex's distance learns by 1 / resolution
 # Loss: mean squared error of the mask, and so much of these. The sign entropy fades out: it removes what floats, and eats thin parts.
 WEIGHTS = {"normal": 0.03, "normal_consistency": 0.03, "eikonal": 0.01, "sign_entropy": 0.05}
 
@@ -61,7 +62,7 @@ def fit_views(
     resolution: int = 64,
     size: int = 128,
     views: int = 8,
-    steps: int = 200,
+    steps: int = 150,
     representation: str = "values",
     start_radius: float = 0.7,
     backend: RasterizerBackend | None = None,
@@ -69,18 +70,55 @@ def fit_views(
 ) -> Fit:
     """Move a sphere of `start_radius` to look like `target` (normalised) from `views` cameras at `size` pixels, by Adam.
 
+    From coarse to fine: on grids of half the resolution and so on down to COARSEST first, `steps` on each. A shape moves by about a cell a
+    step at most, and what is loose or hollow on a coarse grid is found sooner there.
+
     backend: the rasteriser, by default the CPU's.
     """
-    from tqdm import tqdm
-
     torch.manual_seed(0)
     started = time.perf_counter()
-    grid, backend, cameras = make_grid(resolution), backend or make_rasterizer("cpu"), around(views)
-    shape = VertexShape(grid) if representation == "values" else FieldShape(field_config("pocket", n_output=4, hidden_layers=2, gain=1.0))
-    shape.fit(SphereDistance(start_radius), grid, seed=0, progress=progress)
+    backend, cameras = backend or make_rasterizer("cpu"), around(views)
     with torch.no_grad():
         wanted = _reference(render_gbuffer(target, cameras, size, size, backend))
-    groups = [{"params": [p], "lr": LEARNING_RATES[n.split(".")[0]]} for n, p in shape.named_parameters()]
+    found, start = None, SphereDistance(start_radius)
+    for level in ladder(resolution):
+        if found is not None:
+            start = MeshDistance(found)
+        found = _fit_level(start, cameras, wanted, level, steps, representation, backend, progress)
+    seconds = time.perf_counter() - started
+    with torch.no_grad():
+        unseen = around(views, 0.5)
+        ours, theirs = (render_gbuffer(mesh, unseen, size, size, backend, silhouette="none") for mesh in (found, target))
+        angle = float(normal_loss(vars(ours), _reference(theirs)))
+        seen = render_gbuffer(found, cameras, size, size, backend, silhouette="none").mask, wanted["mask"][..., 0] > 0.5
+    return Fit(found, iou(*seen), iou(ours.mask, theirs.mask), chamfer(found, target), angle, seconds)
+
+
+def ladder(resolution: int) -> list[int]:
+    """Resolutions from coarse to fine, the last as given."""
+    levels = [resolution]
+    while levels[0] >= 2 * COARSEST:
+        levels.insert(0, levels[0] // 2)
+    return levels
+
+
+def _fit_level(
+    start: SignedDistance,
+    cameras: Cameras,
+    wanted: dict[str, torch.Tensor],
+    resolution: int,
+    steps: int,
+    representation: str,
+    backend: RasterizerBackend,
+    progress: bool,
+) -> TriangleMesh:
+    from tqdm import tqdm
+
+    grid, size = make_grid(resolution), wanted["mask"].shape[1]
+    shape = VertexShape(grid) if representation == "values" else FieldShape(field_config("pocket", n_output=4, hidden_layers=2, gain=1.0))
+    shape.fit(start, grid, seed=0, progress=progress)
+    rates = LEARNING_RATES | {"sdf": 1 / resolution}
+    groups = [{"params": [p], "lr": rates[n.split(".")[0]]} for n, p in shape.named_parameters()]
     optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.1 ** (step / steps))
     for step in tqdm(range(steps), desc=f"fitting at {resolution}", disable=not progress):
@@ -98,14 +136,8 @@ def fit_views(
         schedule.step()
     shape.refresh()
     with torch.no_grad():
-        found = read_out(shape, grid)
-        seconds = time.perf_counter() - started
-        unseen = around(views, 0.5)
-        ours, theirs = (render_gbuffer(mesh, unseen, size, size, backend, silhouette="none") for mesh in (found, target))
-        angle = float(normal_loss(vars(ours), _reference(theirs)))
-        seen = render_gbuffer(found, cameras, size, size, backend, silhouette="none").mask, wanted["mask"][..., 0] > 0.5
-    mesh = TriangleMesh(found.vertices, found.faces, adjacency=found.adjacency)
-    return Fit(mesh, iou(*seen), iou(ours.mask, theirs.mask), chamfer(mesh, target), angle, seconds)
+        mesh = read_out(shape, grid)
+    return TriangleMesh(mesh.vertices, mesh.faces, adjacency=mesh.adjacency)
 
 
 def _reference(gbuffer: GBuffer) -> dict[str, torch.Tensor]:
@@ -147,7 +179,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--resolution", type=int, default=64, help="of the tetrahedral grid (default %(default)s)")
     parser.add_argument("--size", type=int, default=128, help="pixels of a view's side (default %(default)s)")
     parser.add_argument("--views", type=int, default=8, help="cameras around (default %(default)s)")
-    parser.add_argument("--steps", type=int, default=200, help="of Adam (default %(default)s)")
+    parser.add_argument("--steps", type=int, default=150, help="of Adam on each grid from coarse to fine (default %(default)s)")
     parser.add_argument("--representation", choices=REPRESENTATIONS, default="values", help="of the shape (default %(default)s)")
     args = parser.parse_args(arguments)
     from threestudio_pgc.export.pictures import save_png

@@ -1,11 +1,13 @@
-"""Trains the bundled "pocket" model from nothing: renders, VAE, U-Net with text encoders, depth ControlNet, export, normal ControlNet.
+"""Trains the bundled "pocket" model from nothing: renders, VAE, U-Net, text encoders, ControlNets, and a U-Net for normal maps.
 
-    python launch_scripts/train_pocket.py                     # everything, about 80 minutes on two cores
+    python launch_scripts/train_pocket.py                     # everything, about two hours on two cores
     python launch_scripts/train_pocket.py --stage unet --minutes-unet 20 --resume
     python launch_scripts/train_pocket.py --stage normal --views 2560            # a normal ControlNet for the model that is in --assets
+    python launch_scripts/train_pocket.py --stage normal-unet --workers 1        # a U-Net for normal maps, likewise
     python launch_scripts/train_pocket.py --smoke --output /tmp/pocket   # every stage in a minute, to see that it runs
 
-Work files go to --output (default: pocket_training/, which git ignores); `export` and `normal` write the model folders to --assets.
+Work files go to --output (default: pocket_training/, which git ignores); `export`, `normal` and `normal-unet` write the model folders to
+--assets.
 """
 
 from __future__ import annotations
@@ -24,18 +26,18 @@ import torch.multiprocessing as mp
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from launch_scripts.pocket import export, normals, renders, text, unet, vae  # noqa: E402
+from launch_scripts.pocket import export, normal_unet, normals, renders, text, unet, vae  # noqa: E402
 from launch_scripts.pocket.training import Schedule, checkpoint_path, load_modules, train  # noqa: E402
 
-STAGES = ("data", "vae", "encode", "text", "unet", "controlnet", "export", "normal")
+STAGES = ("data", "vae", "encode", "text", "unet", "controlnet", "export", "normal", "normal-unet")
 
 # Sizes of the shipped model, and of a model that only shows that every stage runs.
 FULL = {
-    "views": 10240, "per_chunk": 32, "vae_channels": (16, 32, 64, 64), "unet_channels": (96, 128, 160), "batch": 32, "crop": 64,
-    "text_widths": (64, 128), "steps": 10**9,
+    "views": 10240, "normal_maps": 16384, "per_chunk": 32, "vae_channels": (16, 32, 64, 64), "unet_channels": (96, 128, 160), "batch": 32,
+    "crop": 64, "text_widths": (64, 128), "steps": 10**9,
 }  # fmt: skip
 SMOKE = {
-    "views": 8, "per_chunk": 4, "vae_channels": (8, 8, 16, 16), "unet_channels": (32, 32, 64), "batch": 4, "crop": 32,
+    "views": 8, "normal_maps": 16, "per_chunk": 4, "vae_channels": (8, 8, 16, 16), "unet_channels": (32, 32, 64), "batch": 4, "crop": 32,
     "text_widths": (32, 32), "steps": 12,
 }  # fmt: skip
 
@@ -49,7 +51,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--minutes-unet", type=float, default=30.0, help="U-Net and text encoders without control")
     parser.add_argument("--minutes-controlnet", type=float, default=20.0, help="ControlNet and U-Net together")
     parser.add_argument("--minutes-normal", type=float, default=12.0, help="normal ControlNet alone")
-    parser.add_argument("--views", type=int, default=None, help="rendered views, else 10240; four pictures each")
+    parser.add_argument("--minutes-normal-unet", type=float, default=35.0, help="U-Net for normal maps alone")
+    parser.add_argument("--views", type=int, default=None, help="rendered views, else 10240 of four pictures each and 16384 normal maps")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true", help="continue each stage from its checkpoint; without it stages begin anew")
@@ -59,8 +62,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--workers: {args.workers}; want at least 1")
     if args.views is not None and args.views < 4:
         parser.error(f"--views: {args.views}; want at least 4")
-    for name in ("vae", "unet", "controlnet", "normal"):
-        if getattr(args, f"minutes_{name}") <= 0:
+    for name in ("vae", "unet", "controlnet", "normal", "normal-unet"):
+        if getattr(args, f"minutes_{name.replace('-', '_')}") <= 0:
             parser.error(f"--minutes-{name}: want more than 0")
     if args.smoke:
         args.workers = 1
@@ -107,29 +110,32 @@ def stage_vae(args, sizes) -> None:
 
 
 def stage_encode(args, sizes) -> None:
-    in_workers(encode, args.workers, args.output)
-    latents = np.concatenate([np.load(args.output / f"latents-{k}.npy") for k in range(args.workers)])
-    np.save(args.output / "latents.npy", latents)
+    in_workers(encode, args.workers, args.output, args.output / "vae", False)
+    join_latents(args.output, args.workers)
+
+
+def join_latents(output: Path, workers: int) -> None:
+    latents = np.concatenate([np.load(output / f"latents-{k}.npy") for k in range(workers)])
+    np.save(output / "latents.npy", latents)
     deviation = latents[:1024].astype(np.float32).std((0, 1, 3, 4))
     print(f"encode: {latents.shape}, deviation by channel {np.round(deviation, 2).tolist()}", flush=True)
 
 
-def encode(output: Path, worker: int, workers: int) -> None:
+def encode(output: Path, model: Path, normal_maps: bool, worker: int, workers: int) -> None:
     from diffusers import AutoencoderKL
 
-    vae.encode_set(AutoencoderKL.from_pretrained(output / "vae"), output, worker, workers)
+    vae.encode_set(AutoencoderKL.from_pretrained(model), output, worker, workers, normals=normal_maps)
 
 
 def stage_text(args, sizes) -> None:
-    write_tokens(args, text.build_tokenizer(args.output / "tokenizer"))
+    write_tokens(args.output, text.build_tokenizer(args.output / "tokenizer"))
 
 
-def write_tokens(args, tokenizer) -> None:
-    records = json.loads((args.output / "records.json").read_text())
+def write_tokens(output: Path, tokenizer) -> None:
+    records = json.loads((output / "records.json").read_text())
     captions = [caption for record in records for caption in record["captions"]]
     ids = text.tokenize(tokenizer, captions).numpy().astype(np.int16).reshape(len(records), -1, text.MAX_LENGTH)
-    np.save(args.output / "tokens.npy", ids)
-    np.save(args.output / "blurry.npy", np.array([record["blurry"] for record in records]))
+    np.save(output / "tokens.npy", ids)
     longest = (ids != tokenizer.pad_token_id).sum(-1).max() + 1
     print(f"text: {len(tokenizer)} tokens, {len(captions)} captions of at most {longest} of them", flush=True)
 
@@ -172,22 +178,45 @@ def stage_normal(args, sizes) -> None:
         stage_data(args, sizes)
         stage_encode(args, sizes)
     # The finished model's own tokenizer: one that is built again numbers some words otherwise.
-    write_tokens(args, CLIPTokenizer.from_pretrained(args.assets / export.PIPELINE / "tokenizer"))
+    write_tokens(args.output, CLIPTokenizer.from_pretrained(args.assets / export.PIPELINE / "tokenizer"))
     torch.manual_seed(args.seed + 2)
     stage = normals.NormalStage(args.assets, args.output, sizes["batch"])
     schedule = Schedule(args.minutes_normal, sizes["steps"], args.workers, 4e-4, decay_from=0.3, seed=args.seed + 7, preview_seconds=240)
-    export.export_controlnet(train(stage, schedule, args.output, args.resume)["controlnet"], args.assets / export.NORMAL_CONTROL)
+    export.export_network(train(stage, schedule, args.output, args.resume)["controlnet"], args.assets / export.NORMAL_CONTROL)
+
+
+def stage_normal_unet(args, sizes) -> None:
+    from diffusers import AutoencoderKL
+    from transformers import CLIPTokenizer
+
+    finished, folder = args.assets / export.PIPELINE, args.output / "normal_maps"
+    if not (folder / "latents.npy").exists():
+        in_workers(renders.make_normal_data, args.workers, folder, sizes["normal_maps"], args.seed, sizes["per_chunk"])
+        count = renders.pack_data(folder)
+        images, model = np.load(folder / "images.npy", mmap_mode="r"), AutoencoderKL.from_pretrained(finished / "vae")
+        quality = vae.psnr_of(model, images[:: max(1, count // 512)])
+        print(f"normal-unet: {count} normal maps, which the VAE gives back at {quality:.2f} dB", flush=True)
+        vae.comparison(model, images[:: max(1, count // 24)], 8).save(folder / "vae.png")
+        in_workers(encode, args.workers, folder, finished / "vae", True)
+        join_latents(folder, args.workers)
+    write_tokens(folder, CLIPTokenizer.from_pretrained(finished / "tokenizer"))
+    torch.manual_seed(args.seed + 3)
+    stage = normal_unet.NormalUnetStage(args.assets, folder, sizes["batch"])
+    minutes, seed = args.minutes_normal_unet, args.seed + 11
+    schedule = Schedule(minutes, sizes["steps"], args.workers, 5e-4, decay_from=0.4, seed=seed, preview_seconds=600)
+    export.export_network(train(stage, schedule, folder, args.resume)["unet"], args.assets / export.NORMAL_UNET)
 
 
 def main(arguments: list[str] | None = None) -> None:
     args = parse_args(arguments)
     torch.set_num_threads(1)
     sizes = dict(SMOKE if args.smoke else FULL)
-    sizes["views"] = args.views or sizes["views"]
+    if args.views:
+        sizes["views"] = sizes["normal_maps"] = args.views
     args.output.mkdir(parents=True, exist_ok=True)
     for name in STAGES if args.stage == "all" else (args.stage,):
         started = time.time()
-        globals()[f"stage_{name}"](args, sizes)
+        globals()[f"stage_{name.replace('-', '_')}"](args, sizes)
         print(f"{name}: done in {time.time() - started:.0f} s", flush=True)
 
 

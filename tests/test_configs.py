@@ -86,6 +86,48 @@ def test_an_experiment_differs_from_the_papers_in_what_it_is_about(name):
     assert differs == ABOUT[name]
 
 
+SHAPE = {"resolution", "representation", "shape.preset", "deformable", "shape_init", "shape_init_params"}
+JOINT = {
+    "system.stage",
+    "system.geometry_type",
+    *(f"system.geometry.{key}" for key in SHAPE | {"mesh", "extent"}),
+    *(f"system.renderer.{key}" for key in ("perturb", "normal_space", "normal_background")),
+    *(f"system.normal_guidance.{key}" for key in ("guidance_scale", "controlnet_name_or_path")),
+    *(f"system.loss.lambda_{key}" for key in ("normal_sds", "normal_consistency", "laplacian", "eikonal", "sdf_entropy")),
+    *(f"system.optimizer.params.geometry.shape.{key}.lr" for key in ("encoding", "mlp")),
+    "system.exporter.min_fragment",
+}
+
+
+def differing(one, other):
+    one, other = read(one), read(other)
+    return {key for key in one.keys() | other.keys() if key != "name" and one.get(key, KeyError) != other.get(key, KeyError)}
+
+
+@pytest.mark.parametrize("name", ["sdxl-pgc", "sd15-depth"])
+def test_the_second_setting_differs_from_the_first_in_the_shape(name):
+    assert differing(f"fantasia3d-{name}", f"fantasia3d-joint-{name}") == JOINT
+
+
+def test_the_second_settings_numbers_stand():
+    config = read("fantasia3d-joint-sdxl-pgc")
+    assert config["system.optimizer.params.geometry.shape.mlp.lr"] == 1e-5  # the paper's; the grid's is ten times that, as the authors'
+    assert config["system.optimizer.params.geometry.texture.mlp.lr"] == 1e-3
+    assert config["system.geometry.shape_init_params"] == 0.8
+    assert config["system.normal_guidance.guidance_scale"] == 50.0
+
+
+def test_the_bundled_models_shapes_are_those_in_small():
+    shape = {f"system.geometry.{key}" for key in ("radius", "resolution", "shape.preset", "shape_init", "shape_init_params")}
+    rates = {f"system.optimizer.params.geometry.shape.{key}.lr" for key in ("encoding", "mlp")}
+    more = {"system.normal_guidance.unet_name_or_path", "system.normal_guidance.guidance_scale", "system.renderer.normal_space"}
+    more |= {"system.loss.lambda_normal_consistency", "system.guidance.max_step_percent"}
+    assert differing("fantasia3d-joint-sdxl-pgc", "fantasia3d-joint-pocket-pgc") <= MAY_DIFFER | shape | rates | more
+    texture = {"system.geometry.texture", "system.geometry.texture.preset", "system.loss.lambda_normal_sds"}
+    texture |= {f"system.optimizer.params.geometry.texture.{key}.lr" for key in ("encoding", "mlp")}
+    assert differing("fantasia3d-joint-pocket-pgc", "fantasia3d-geometry-pocket-pgc") == texture | {"system.stage"}
+
+
 def test_the_baseline_and_its_variants_differ_in_clipping_and_control():
     clipped = read("fantasia3d-sd15-depth-pgc")
     baseline, held = read("fantasia3d-sd15-depth"), read("fantasia3d-sd15-depth-normal-pgc")
@@ -106,6 +148,8 @@ def test_every_key_is_known(path):
     missing = [f"{key}={value}" for key, value in mandatory.items() if read(path.stem).get(key) == "???"]
     config = load_config(path, cli_args=[*missing, "use_timestamp=false", "exp_root_dir=unused"])
     system = parse_structured(find(config.system_type).Config, config.system)
+    normals = {**system.guidance, **system.get("normal_guidance", {})}
+    parse_structured(find(system.guidance_type).Config, normals)
     parts = ["geometry", "material", "background", "renderer", "guidance", "exporter"]
     for part in parts + (["prompt_processor"] if system.prompt_processor_type else []):
         parse_structured(find(system[f"{part}_type"]).Config, system[part])

@@ -155,11 +155,22 @@ def view_name(elevation: float, azimuth: float) -> str:
     return "front" if abs(azimuth) < 45.0 else "back" if abs(azimuth) > 135.0 else "side"
 
 
+def _sample_name(shape: str, rng: np.random.Generator) -> str:
+    names = SHAPES[shape]
+    return names[0] if rng.random() < 0.6 else names[rng.integers(len(names))]
+
+
+def plain_caption(shape: str, view: str, rng: np.random.Generator) -> str:
+    """The shape alone, "a vase" or "a vase, front view", for a picture that shows no look."""
+    name = _sample_name(shape, rng)
+    phrase = f"{'an' if name[0] in 'aeio' else 'a'} {name}"
+    return f"{phrase}, {view} view" if rng.random() < 0.5 else phrase
+
+
 def sample_caption(look: Look, shape: str, view: str, blurry: bool, rng: np.random.Generator) -> str:
     """One sentence for an image of `shape` (key of `SHAPES`) with `look`, seen from `view` (one of `VIEWS`)."""
     before, behind = look_phrases(look)
-    names = SHAPES[shape]
-    name = names[0] if rng.random() < 0.6 else names[rng.integers(len(names))]
+    name = _sample_name(shape, rng)
     if rng.random() < 0.15:
         name = ANY_SHAPE[rng.integers(len(ANY_SHAPE))]
     style = rng.random()

@@ -1,4 +1,4 @@
-"""Writes the two folders the package ships, a StableDiffusionXL pipeline and its depth ControlNet, both fp16 safetensors."""
+"""Writes the folders the package ships, a StableDiffusionXL pipeline and networks that go with it, all fp16 safetensors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 
 from .captions import vocabulary
 
-PIPELINE, CONTROL, NORMAL_CONTROL = "pocket", "pocket-controlnet-depth", "pocket-controlnet-normal"
+PIPELINE, CONTROL, NORMAL_CONTROL, NORMAL_UNET = "pocket", "pocket-controlnet-depth", "pocket-controlnet-normal", "pocket-normals"
 
 
 def export(modules: dict[str, nn.Module], folder: Path, assets: Path) -> None:
@@ -50,7 +50,7 @@ def export(modules: dict[str, nn.Module], folder: Path, assets: Path) -> None:
     pipeline.save_pretrained(target, safe_serialization=True)
     (target / "vocabulary.txt").write_text("\n".join(vocabulary()) + "\n")
     if "controlnet" in modules:
-        export_controlnet(modules["controlnet"], assets / CONTROL)
+        export_network(modules["controlnet"], assets / CONTROL)
     for part in ("tokenizer", "tokenizer_2"):  # the plain files too: older versions of transformers read only these
         for name in ("vocab.json", "merges.txt"):
             shutil.copyfile(folder / "tokenizer" / name, target / part / name)
@@ -60,10 +60,9 @@ def export(modules: dict[str, nn.Module], folder: Path, assets: Path) -> None:
     print(f"export: {size / 2**20:.1f} MiB in {target} and {assets / CONTROL}", flush=True)
 
 
-def export_controlnet(controlnet: nn.Module, folder: Path) -> None:
-    """Writes one ControlNet of the pipeline that lies beside `folder`."""
-    shutil.rmtree(folder, ignore_errors=True)
-    controlnet.to(dtype=torch.float16).save_pretrained(folder, safe_serialization=True)
+def export_network(network: nn.Module, folder: Path) -> None:
+    """Writes a ControlNet or U-Net for the pipeline that lies beside `folder`, over what it holds; a README there is left alone."""
+    network.to(dtype=torch.float16).save_pretrained(folder, safe_serialization=True)
     clean_config(folder / "config.json")
 
 

@@ -132,18 +132,23 @@ class DiffusionStage(Stage):
     def open(self):
         for key in ("text_encoder", "text_encoder_2"):
             self.modules[key] = text.revive(self.modules[key]).requires_grad_(True)
-        self.latents = np.load(self.data / "latents.npy", mmap_mode="r")
-        self.tokens = torch.from_numpy(np.load(self.data / "tokens.npy").astype(np.int64))
+        self.encoders = self.modules["text_encoder"], self.modules["text_encoder_2"]
+        self.open_set(self.data / "tokenizer")
         self.control = np.load(self.data / "control.npy", mmap_mode="r")
+        self.looks_per_view = len(self.latents) // len(self.control)
+
+    def open_set(self, tokenizer: Path) -> None:
         from transformers import CLIPTokenizer
 
-        self.tokenizer = CLIPTokenizer.from_pretrained(self.data / "tokenizer")
+        self.latents = np.load(self.data / "latents.npy", mmap_mode="r")
+        self.learnt = len(self.latents)
+        self.tokens = torch.from_numpy(np.load(self.data / "tokens.npy").astype(np.int64))
+        self.tokenizer = CLIPTokenizer.from_pretrained(tokenizer)
         self.empty = text.tokenize(self.tokenizer, [""])
-        self.looks_per_view = len(self.latents) // len(self.control)
 
     def loss(self, generator):
         m, n = self.modules, self.batch
-        rows = torch.randint(len(self.latents), (n,), generator=generator).tolist()
+        rows = torch.randint(self.learnt, (n,), generator=generator).tolist()
         mirrored = torch.randint(2, (n,), generator=generator).tolist()
         x = torch.from_numpy(np.stack([self.latents[r, k] for r, k in zip(rows, mirrored)])).float()
         ids = self.tokens[rows, torch.randint(self.tokens.shape[1], (n,), generator=generator)]
@@ -154,7 +159,7 @@ class DiffusionStage(Stage):
         a = self.alphas[t][:, None, None, None]
         noisy = a.sqrt() * x + (1 - a).sqrt() * noise
         with torch.autocast("cpu", torch.bfloat16):
-            words, pooled = text.embed((m["text_encoder"], m["text_encoder_2"]), ids)
+            words, pooled = text.embed(self.encoders, ids)
             keep = (drop >= DROP_CAPTION / 3).to(words.dtype)[:, None]
             added = {"text_embeds": pooled * keep, "time_ids": torch.tensor(SIZE_IDS).repeat(n, 1)}
             words, residuals = words * keep[:, None], {}

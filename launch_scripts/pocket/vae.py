@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
 from .renders import sheet
@@ -99,10 +100,8 @@ class VaeStage(Stage):
 
     def preview(self, modules, folder):
         images = self.images[: self.held_out : max(1, self.held_out // 24)][:24]
-        output = reconstruct(modules["vae"], images)
-        rows = [part[k : k + 12] for k in range(0, len(images) // 12 * 12, 12) for part in (images, output)]
-        if rows:
-            sheet(np.concatenate(rows), 12).save(folder / "vae.png")
+        if len(images) >= 12:
+            comparison(modules["vae"], images, 12).save(folder / "vae.png")
         print(f"vae: held-out PSNR {psnr_of(modules['vae'], self.images[: self.held_out]):.2f} dB", flush=True)
 
 
@@ -110,6 +109,13 @@ class VaeStage(Stage):
 def reconstruct(vae, images: np.ndarray) -> np.ndarray:
     parts = np.array_split(images, max(1, len(images) // 16))
     return np.concatenate([to_pixels(vae.decode(vae.encode(to_input(x)).latent_dist.mode()).sample) for x in parts])
+
+
+def comparison(vae, images: np.ndarray, columns: int) -> Image.Image:
+    """Contact sheet of whole rows of pictures, each above what the VAE makes of it."""
+    output = reconstruct(vae, images)
+    whole = range(0, len(images) // columns * columns, columns)
+    return sheet(np.concatenate([part[k : k + columns] for k in whole for part in (images, output)]), columns)
 
 
 def psnr_of(vae, images: np.ndarray) -> float:
@@ -138,16 +144,22 @@ def whiten(vae, images: np.ndarray) -> None:
 
 
 @torch.no_grad()
-def encode_set(vae, data: Path, worker: int = 0, workers: int = 1, batch: int = 32) -> None:
-    """Writes this worker's part of the latents of images.npy as they are and mirrored: latents-<worker>.npy (n, 2, C, h, w) float16."""
+def encode_set(vae, data: Path, worker: int = 0, workers: int = 1, batch: int = 32, *, normals: bool = False) -> None:
+    """Writes this worker's part of the latents of images.npy as they are and mirrored: latents-<worker>.npy (n, 2, C, h, w) float16.
+
+    `normals`: the pictures are normal maps, whose red is turned round by mirroring as well.
+    """
     torch.set_num_threads(1)
     images = np.load(data / "images.npy", mmap_mode="r")
     bounds = np.linspace(0, len(images), workers + 1).astype(int)
     part, out = images[bounds[worker] : bounds[worker + 1]], []
     for first in range(0, len(part), batch):
         x = to_input(np.array(part[first : first + batch]))
+        mirrored = x.flip(-1)
+        if normals:
+            mirrored[:, 0].neg_()
         with torch.autocast("cpu", torch.bfloat16):
-            pair = [vae.encode(y).latent_dist.mode().float() for y in (x, x.flip(-1))]
+            pair = [vae.encode(y).latent_dist.mode().float() for y in (x, mirrored)]
         out.append(torch.stack(pair, 1).half().numpy())
         if worker == 0 and first // batch % 100 == 99:
             print(f"encode: {first + batch}/{len(part)}", flush=True)

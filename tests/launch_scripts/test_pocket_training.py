@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from launch_scripts import train_pocket
-from launch_scripts.pocket import captions, normals, text, unet, vae
+from launch_scripts.pocket import captions, export, normal_unet, normals, renders, shapes, text, unet, vae
 from launch_scripts.pocket.training import Schedule, checkpoint_path, rate_factor, train
 
 
@@ -25,7 +25,7 @@ def losses(folder, name):
     return [json.loads(line)["loss"] for line in (folder / f"{name}.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("arguments", [["--workers", "0"], ["--minutes-unet", "0"], ["--stage", "paint"]])
+@pytest.mark.parametrize("arguments", [["--workers", "0"], ["--minutes-unet", "0"], ["--minutes-normal-unet", "0"], ["--stage", "paint"]])
 def test_bad_arguments_end_with_a_message(arguments, capsys):
     with pytest.raises(SystemExit):
         train_pocket.parse_args(arguments)
@@ -84,6 +84,89 @@ def test_a_mirrored_normal_image_is_that_of_the_mirrored_view():
     mirrored = normals.mirror(view)
     assert np.array_equal(mirrored[:, :, 1:], view[:, ::-1, 1:]) and np.array_equal(mirrored[..., 0], 255 - view[:, ::-1, 0])
     assert np.array_equal(normals.mirror(mirrored), view)
+
+
+def normal_maps_of(mesh, azimuth=0.0):
+    mesh = renders.TriangleMesh(*(torch.as_tensor(part) for part in mesh))
+    return renders.render_normal_maps(mesh, [(0.0, azimuth, 2.2, 1.0)], renders.make_rasterizer("cpu"))[0]
+
+
+def test_a_normal_map_of_nothing_is_grey():
+    nothing = (np.full((3, 3), 50.0, np.float32), np.array([[0, 1, 2]]))
+    np.testing.assert_allclose(normal_maps_of(nothing), np.full((128, 128, 3), 0.5))
+
+
+def test_a_normal_map_is_half_the_camera_space_normal_above_grey():
+    vertices, faces = shapes.box((0, 0, 0), (1, 1, 1))
+    front = normal_maps_of((vertices.astype(np.float32), faces))
+    np.testing.assert_allclose(front[64, 64], [0.5, 0.5, 1.0], atol=1e-6)  # towards the viewer
+    corner = normal_maps_of((vertices.astype(np.float32), faces), azimuth=45.0)
+    half = 0.5 + 0.5 * 0.5**0.5
+    np.testing.assert_allclose(corner[64, 80], [half, 0.5, half], atol=1e-6)  # the wall at the right faces right
+    np.testing.assert_allclose(corner[64, 48], [1 - half, 0.5, half], atol=1e-6)
+    np.testing.assert_allclose(corner[0, 0], 0.5)
+
+
+def test_a_chunk_of_normal_maps_depends_on_seed_and_number_only():
+    cube, backend = shapes.Shape("cube", *shapes.box((0, 0, 0), (1, 1, 1)), False, 1.0), renders.make_rasterizer("cpu")
+    (first, records), (again, same), (other, _) = (renders.make_normal_chunk(k, 0, [cube], backend, views=5) for k in (3, 3, 4))
+    assert np.array_equal(first, again) and records == same and (first != other).any()
+    assert first.shape == (5, 128, 128, 3) and len(records) == 5
+
+
+def test_half_of_the_captions_of_a_normal_map_name_no_look():
+    known, backend = set(captions.vocabulary()), renders.make_rasterizer("cpu")
+    cube = shapes.Shape("cube", *shapes.box((0, 0, 0), (1, 1, 1)), False, 1.0)
+    records = renders.make_normal_chunk(0, 0, [cube], backend, views=16)[1]
+    rich = [caption for record in records for caption in record["captions"][:4]]
+    plain = [caption for record in records for caption in record["captions"][4:]]
+    assert set(plain) <= {f"a {name}{view}" for name in ("cube", "box") for view in ("", ", front view", ", side view", ", back view")}
+    assert any("view" in caption for caption in plain) and any("view" not in caption for caption in plain)
+    assert all(set(captions.words_of(caption)) <= known for caption in rich) and not set(rich) & set(plain)
+
+
+def test_latents_of_mirrored_normal_maps_are_those_of_the_mirrored_views(output):
+    folder = output / "normal_maps"
+    images = np.load(folder / "images.npy")[:2]
+    model = normals.load_finished(output / "assets")["vae"]
+    expected = model.encode(vae.to_input(np.stack([normals.mirror(view) for view in images]))).latent_dist.mode()
+    found = torch.from_numpy(np.load(folder / "latents.npy")[:2, 1]).float()
+    torch.testing.assert_close(found, expected, atol=0.1, rtol=0.05)  # bfloat16
+    forgotten = model.encode(vae.to_input(images[:, :, ::-1])).latent_dist.mode()
+    assert (found - forgotten).abs().max() > 0.3
+
+
+def test_the_unet_for_normal_maps_learns_with_everything_else_frozen(output, tmp_path):
+    torch.manual_seed(0)
+    stage = normal_unet.NormalUnetStage(output / "assets", output / "normal_maps", batch=4)
+    stage.preview = lambda modules, folder: None
+    before = [parameter.clone() for parameter in stage.modules["unet"].parameters()]
+    train(stage, Schedule(5, 40, 1, 2e-3, warmup_steps=2, log_seconds=-1.0), tmp_path, resume=False)
+    history = losses(tmp_path, "normal-unet")
+    assert np.mean(history[-5:]) < 0.95 * np.mean(history[:5])
+    assert any(not torch.equal(a, b) for a, b in zip(before, stage.modules["unet"].parameters()))
+    assert all(parameter.grad is None for module in stage.frozen.values() for parameter in module.parameters())
+    assert stage.learnt == 12  # of sixteen
+    assert set(stage.errors(stage.modules["unet"], timesteps=(300,))) == {"empty", "own", "another's"}
+
+
+def test_the_exported_unet_for_normal_maps_takes_the_place_of_the_pipelines(output):
+    from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+
+    folder = output / "assets" / "pocket-normals"
+    assert {path.name for path in folder.iterdir()} == {"config.json", "diffusion_pytorch_model.safetensors"}
+    network = UNet2DConditionModel.from_pretrained(folder)
+    pipeline = StableDiffusionXLPipeline.from_pretrained(output / "assets" / "pocket", unet=network, add_watermarker=False)
+    pipeline.set_progress_bar_config(disable=True)
+    image = pipeline("a vase", num_inference_steps=2, height=128, width=128, output_type="np").images
+    assert image.shape == (1, 128, 128, 3) and np.isfinite(image).all()
+
+
+def test_an_export_leaves_the_readme_alone(output, tmp_path):
+    (tmp_path / "README.md").write_text("words")
+    export.export_network(normals.load_finished(output / "assets")["unet"], tmp_path)
+    assert (tmp_path / "README.md").read_text() == "words" and (tmp_path / "config.json").exists()
+    assert "_name_or_path" not in (tmp_path / "config.json").read_text()
 
 
 def test_pipeline_embeds_as_the_training_did(output):
