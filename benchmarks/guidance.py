@@ -54,15 +54,31 @@ def build(size: int, pocket: bool, device: str):
 
 def one_graph(image, prior, conditioning, timesteps, noise, control) -> torch.Tensor:
     """The reference: encode with a graph, keep it over the U-Net, backward through everything, clip what arrives."""
+    return _one_graph([image], prior, conditioning, timesteps, noise, control)
+
+
+def _one_graph(images, prior, conditioning, timesteps, noise, control) -> torch.Tensor:
     from threestudio_pgc.diffusion.objectives import sds
     from threestudio_pgc.pixelgrad import clip_norm
 
-    leaf = image.clone().requires_grad_(True)
-    latents = prior.encode(leaf)
+    leaves, loss = [image.clone().requires_grad_(True) for image in images], 0.0
     level = prior.noise_level(timesteps)
-    prediction = prior.predict_noise(level.add_noise(latents.detach(), noise), timesteps, conditioning, control)
-    (latents * sds(prediction, noise, level, guidance_scale=100.0)).sum().backward()
-    return clip_norm(leaf.grad, 0.1)
+    for leaf in leaves:
+        latents = prior.encode(leaf)
+        prediction = prior.predict_noise(level.add_noise(latents.detach(), noise), timesteps, conditioning, control)
+        loss = loss + (latents * sds(prediction, noise, level, guidance_scale=100.0)).sum()
+    loss.backward()
+    return torch.cat([clip_norm(leaf.grad, 0.1) for leaf in leaves])
+
+
+def two_in_one_graph(image, *given) -> torch.Tensor:
+    """The joint stage as it is usually written: the losses of colours and normals added up, one backward pass."""
+    return _one_graph([image, 1 - image], *given)
+
+
+def two_after_one_another(image, *given) -> torch.Tensor:
+    """The joint stage here: each picture's backward pass through the encoder is over before the other's begins."""
+    return torch.cat([split(1)(picture, *given) for picture in (image, 1 - image)])
 
 
 def split(views):
@@ -76,7 +92,13 @@ def split(views):
     return step
 
 
-SCENARIOS = {"one graph (reference)": one_graph, "split, 1 view": split(1), "split, auto": split("auto")}
+SCENARIOS = {
+    "one graph (reference)": one_graph,
+    "split, 1 view": split(1),
+    "split, auto": split("auto"),
+    "colours and normals, one graph": two_in_one_graph,
+    "colours and normals, split": two_after_one_another,
+}
 
 
 def measure(name: str, size: int, batch: int, repeats: int, pocket: bool) -> dict:

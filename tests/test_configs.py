@@ -118,10 +118,13 @@ def test_the_second_settings_numbers_stand():
 
 
 def test_the_bundled_models_shapes_are_those_in_small():
-    shape = {f"system.geometry.{key}" for key in ("radius", "resolution", "shape.preset", "shape_init", "shape_init_params")}
+    shape = {
+        f"system.geometry.{key}"
+        for key in ("radius", "resolution", "shape.preset", "shape.n_levels", "shape.max_resolution", "shape_init", "shape_init_params")
+    }
     rates = {f"system.optimizer.params.geometry.shape.{key}.lr" for key in ("encoding", "mlp")}
     more = {"system.normal_guidance.unet_name_or_path", "system.normal_guidance.guidance_scale", "system.renderer.normal_space"}
-    more |= {"system.loss.lambda_normal_consistency", "system.guidance.max_step_percent"}
+    more |= {"system.loss.lambda_normal_consistency", "system.normal_guidance.max_step_percent"}
     assert differing("fantasia3d-joint-sdxl-pgc", "fantasia3d-joint-pocket-pgc") <= MAY_DIFFER | shape | rates | more
     texture = {"system.geometry.texture", "system.geometry.texture.preset", "system.loss.lambda_normal_sds"}
     texture |= {f"system.optimizer.params.geometry.texture.{key}.lr" for key in ("encoding", "mlp")}
