@@ -16,7 +16,7 @@ from .mesh import MeshError, TriangleMesh, load_mesh, normalize, sample_surface
 
 Progress = Callable[[int, int], None]  # called with the points done and the points in all
 
-CHUNK = 2**16
+CHUNK = 2**17  # each builds the tree of the mesh again: a second for a million faces
 DEFAULT_RADIUS = 0.5
 DEFAULT_EXTENT = 0.8
 SIZE_RANGE = (0.1, 0.95)  # of extents, and of radii: smaller ones slip between the grid's vertices, larger ones leave the cube
@@ -117,12 +117,11 @@ class MeshDistance:
     def __call__(self, points: Tensor, *, progress: Progress | None = None) -> Tensor:
         import igl
 
-        tree = igl.AABB()  # not kept, as it can be neither copied nor pickled; a million faces take a second
-        tree.init(self._vertices, self._faces)
-
         def evaluate(chunk: Tensor) -> Tensor:
+            if not len(chunk):
+                return chunk.new_zeros(0, dtype=torch.float32)
             queries = np.ascontiguousarray(chunk.detach().cpu().numpy(), np.float64)
-            distances = np.sqrt(tree.squared_distance(self._vertices, self._faces, queries)[0])
+            distances = np.sqrt(igl.point_mesh_squared_distance(queries, self._vertices, self._faces)[0])
             signed = np.where(np.abs(self._winding(queries)) > 0.5, -distances, distances)
             return torch.from_numpy(signed.astype(np.float32)).to(chunk.device)
 
@@ -134,7 +133,9 @@ class MeshDistance:
     def _winding(self, queries: np.ndarray) -> np.ndarray:
         import igl
 
-        return igl.fast_winding_number(self._vertices, self._faces, queries)
+        # libigl 2.6 has another name for it. threestudio itself imports the older one, so both are out there.
+        winding_number = getattr(igl, "fast_winding_number", None) or igl.fast_winding_number_for_meshes
+        return winding_number(self._vertices, self._faces, queries)
 
     def _examine(self) -> list[str]:
         name = str(self.mesh.source_path or "mesh")
