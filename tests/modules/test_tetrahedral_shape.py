@@ -130,9 +130,6 @@ def test_latents_first(tiny_models, launch, tmp_path):
 def test_perturbed_points_change_the_colours_and_only_in_training():
     from threestudio_pgc.modules.renderer import MeshRasterizer
 
-    class Recorder:
-        cfg = {}
-
     positions, vertices = torch.zeros(4000, 3), torch.tensor([[-0.5, -0.2, 0.0], [0.5, 0.2, 0.1]])
     renderer = MeshRasterizer({"perturb": 0.01}, geometry=None, material=None, background=None)
     moved = renderer.train()._perturbed(positions, vertices)
@@ -141,3 +138,45 @@ def test_perturbed_points_change_the_colours_and_only_in_training():
     renderer.update_step(0, 1)
     assert not torch.equal(moved, renderer._perturbed(positions, vertices))
     assert renderer.eval()._perturbed(positions, vertices) is positions
+
+
+@pytest.fixture
+def painted(tmp_path):
+    """A tetrahedron-like body whose upper half is blue and whose lower half is red, by vertex colours."""
+    import trimesh
+
+    solid = trimesh.creation.icosphere(subdivisions=3, radius=0.8)
+    colors = [[20, 40, 220, 255] if z > 0 else [220, 40, 20, 255] for z in solid.vertices[:, 2]]
+    solid.visual = trimesh.visual.ColorVisuals(solid, vertex_colors=colors)
+    solid.export(tmp_path / "painted.ply")
+    return tmp_path / "painted.ply"
+
+
+@pytest.mark.parametrize("kind", ["pgc-dmtet", "pgc-textured-mesh"])
+def test_a_texture_starts_from_the_meshs_own_colours(kind, painted):
+    import threestudio_pgc.modules  # noqa: F401
+    from threestudio_pgc.host import find
+
+    own = (
+        {"shape_init": f"mesh:{painted}", "resolution": 16, "shape": {"preset": "pocket"}}
+        if kind == "pgc-dmtet"
+        else {"mesh": str(painted)}
+    )
+    geometry = find(kind)({**own, "texture": {"preset": "pocket"}, "texture_init": True})
+    material = find("pgc-albedo-material")({})
+    points = torch.nn.functional.normalize(torch.randn(500, 3, generator=torch.Generator().manual_seed(0)), dim=-1) * 0.8
+    points = points[points[:, 2].abs() > 0.1]
+    geometry.initialize_texture(lambda features: material.export(features=features)["albedo"])
+    colors = material.export(**geometry.export(points))["albedo"]
+    wanted = torch.tensor([[20.0, 40, 220], [220, 40, 20]])[(points[:, 2] < 0).long()] / 255
+    assert (colors - wanted).abs().mean() < 0.05
+
+
+@pytest.mark.parametrize("kind, key", [("pgc-dmtet", "shape_init"), ("pgc-textured-mesh", "mesh")])
+def test_a_mesh_without_colours_gives_none(kind, key):
+    import threestudio_pgc.modules  # noqa: F401
+    from threestudio_pgc.host import find
+
+    mesh = {"shape_init": "mesh:builtin:bunny", "resolution": 16} if key == "shape_init" else {"mesh": "builtin:bunny"}
+    with pytest.raises(ValueError, match="texture_init: found true.*builtin:bunny has no colours"):
+        find(kind)({**mesh, "texture_init": True})

@@ -472,3 +472,11 @@ def test_the_launcher_asks_for_the_inner_guidance(tiny_sdxl, tmp_path, capsys):
 def test_bad_config_is_refused_by_name(config, message):
     with pytest.raises(Exception, match=message):
         WrappedGuidance(config)
+
+
+def test_a_second_wrapper_uses_the_first_ones_inner_guidance_where_it_is_the_same():
+    first = wrap("quadratic")
+    config = {"inner_type": "toy-quadratic-guidance", "inner": {}}
+    assert WrappedGuidance(config, sharing=first, stream="normal-").inner is first.inner
+    other = WrappedGuidance({**config, "inner": {"target": 0.7}}, sharing=first, stream="normal-")
+    assert other.inner is not first.inner and other.inner.cfg.target == 0.7
