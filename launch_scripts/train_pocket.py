@@ -110,7 +110,7 @@ def stage_vae(args, sizes) -> None:
 
 
 def stage_encode(args, sizes) -> None:
-    in_workers(encode, args.workers, args.output, args.output / "vae", False)
+    in_workers(encode, args.workers, args.output, args.output / "vae", True)
     join_latents(args.output, args.workers)
 
 
@@ -121,10 +121,10 @@ def join_latents(output: Path, workers: int) -> None:
     print(f"encode: {latents.shape}, deviation by channel {np.round(deviation, 2).tolist()}", flush=True)
 
 
-def encode(output: Path, model: Path, normal_maps: bool, worker: int, workers: int) -> None:
+def encode(output: Path, model: Path, mirrored: bool, worker: int, workers: int) -> None:
     from diffusers import AutoencoderKL
 
-    vae.encode_set(AutoencoderKL.from_pretrained(model), output, worker, workers, normals=normal_maps)
+    vae.encode_set(AutoencoderKL.from_pretrained(model), output, worker, workers, mirrored=mirrored)
 
 
 def stage_text(args, sizes) -> None:
@@ -197,7 +197,7 @@ def stage_normal_unet(args, sizes) -> None:
         quality = vae.psnr_of(model, images[:: max(1, count // 512)])
         print(f"normal-unet: {count} normal maps, which the VAE gives back at {quality:.2f} dB", flush=True)
         vae.comparison(model, images[:: max(1, count // 24)], 8).save(folder / "vae.png")
-        in_workers(encode, args.workers, folder, finished / "vae", True)
+        in_workers(encode, args.workers, folder, finished / "vae", False)
         join_latents(folder, args.workers)
     write_tokens(folder, CLIPTokenizer.from_pretrained(finished / "tokenizer"))
     torch.manual_seed(args.seed + 3)

@@ -11,8 +11,8 @@ POCKET, CONTROLS = ASSETS / "pocket", [ASSETS / f"pocket-controlnet-{kind}" for 
 
 
 def test_sizes_and_formats():
-    files = [path for folder in (POCKET, *CONTROLS) for path in folder.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) <= 60e6
+    files = [path for folder in (POCKET, *CONTROLS, ASSETS / "pocket-normals") for path in folder.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 65e6
     assert not [path for path in files if path.suffix in (".bin", ".pt", ".ckpt", ".pkl")]
     for weights in (path for path in files if path.suffix == ".safetensors"):
         content = weights.read_bytes()
@@ -78,3 +78,19 @@ def test_its_noise_prediction_is_better_than_none_and_control_makes_it_better(ki
     errors = [(prediction - noise).square().mean().item() for prediction in (plain, guided, misled)]
     assert errors[1] < errors[0] < 0.3, errors
     assert errors[1] == errors[2] if kind == "depth" else errors[1] < errors[2], errors
+
+
+def test_the_normal_maps_of_the_normal_unet_face_the_way_they_are_seen_from(pipeline):
+    """Red is the normal's x: towards the camera of a front view, away from that of a back view; the top is blue, grey where nothing is."""
+    from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+
+    parts = {name: part for name, part in pipeline.components.items() if name != "unet"}
+    unet = UNet2DConditionModel.from_pretrained(ASSETS / "pocket-normals")
+    painter = StableDiffusionXLPipeline(**parts, unet=unet, add_watermarker=False)
+    painter.set_progress_bar_config(disable=True)
+    prompts = ["a sphere, front view", "a sphere, back view"]
+    options = {"height": 128, "width": 128, "num_inference_steps": 20, "guidance_scale": 5.0, "output_type": "pt"}
+    images = painter(prompts, generator=[torch.Generator().manual_seed(0) for _ in prompts], **options).images
+    front, back = images[:, :, 56:72, 56:72].mean(dim=(2, 3))
+    assert front[0] > 0.7 and back[0] < 0.45
+    assert (images[:, :, :4, :4].mean(dim=(2, 3)) - 0.5).abs().max() < 0.1

@@ -89,6 +89,7 @@ def test_an_experiment_differs_from_the_papers_in_what_it_is_about(name):
 SHAPE = {"resolution", "representation", "shape.preset", "deformable", "shape_init", "shape_init_params"}
 JOINT = {
     "system.stage",
+    "system.export_after_training",
     "system.geometry_type",
     *(f"system.geometry.{key}" for key in SHAPE | {"mesh", "extent"}),
     *(f"system.renderer.{key}" for key in ("perturb", "normal_space", "normal_background")),
@@ -123,12 +124,16 @@ def test_the_bundled_models_shapes_are_those_in_small():
         for key in ("radius", "resolution", "shape.preset", "shape.n_levels", "shape.max_resolution", "shape_init", "shape_init_params")
     }
     rates = {f"system.optimizer.params.geometry.shape.{key}.lr" for key in ("encoding", "mlp")}
-    more = {"system.normal_guidance.unet_name_or_path", "system.normal_guidance.guidance_scale", "system.renderer.normal_space"}
+    more = {"system.normal_guidance.unet_name_or_path", "system.normal_guidance.guidance_scale"}
     more |= {"system.loss.lambda_normal_consistency", "system.normal_guidance.max_step_percent"}
     assert differing("fantasia3d-joint-sdxl-pgc", "fantasia3d-joint-pocket-pgc") <= MAY_DIFFER | shape | rates | more
     texture = {"system.geometry.texture", "system.geometry.texture.preset", "system.loss.lambda_normal_sds"}
     texture |= {f"system.optimizer.params.geometry.texture.{key}.lr" for key in ("encoding", "mlp")}
-    assert differing("fantasia3d-joint-pocket-pgc", "fantasia3d-geometry-pocket-pgc") == texture | {"system.stage"}
+    assert differing("fantasia3d-joint-pocket-pgc", "fantasia3d-geometry-pocket-pgc") == texture | {
+        "system.stage",
+        "trainer.max_steps",
+        "checkpoint.every_n_train_steps",
+    }
 
 
 def test_the_baseline_and_its_variants_differ_in_clipping_and_control():

@@ -77,12 +77,13 @@ def render_buffers(mesh: TriangleMesh, cameras: list[tuple[float, float, float, 
 
 
 def render_normal_maps(mesh: TriangleMesh, cameras: list[tuple[float, float, float, float]], backend) -> np.ndarray:
-    """Pictures (N, SIZE, SIZE, 3) float32 in [0, 1] of the camera-space normals n: (n + 1) / 2 on flat grey, 0.5.
+    """Pictures (N, SIZE, SIZE, 3) float32 in [0, 1] of the world-space normals n: (n + 1) / 2 on flat grey, 0.5.
 
-    The silhouette is the mean of colour and grey: n is zero where the G-buffer is empty.
+    In world space a side's colour tells from where it is seen, which keeps a distilled shape from having several fronts. The silhouette is
+    the mean of colour and grey: n is zero where the G-buffer is empty.
     """
     _, g = render_buffers(mesh, cameras, backend)
-    return np.stack([shrink(normal) for normal in (0.5 + 0.5 * g.view_normal).numpy()])
+    return np.stack([shrink(normal) for normal in (0.5 + 0.5 * g.normal).numpy()])
 
 
 def render_views(mesh: TriangleMesh, cameras: list[tuple[float, float, float, float]], backend) -> list[View]:

@@ -149,7 +149,7 @@ class DiffusionStage(Stage):
     def loss(self, generator):
         m, n = self.modules, self.batch
         rows = torch.randint(self.learnt, (n,), generator=generator).tolist()
-        mirrored = torch.randint(2, (n,), generator=generator).tolist()
+        mirrored = torch.randint(self.latents.shape[1], (n,), generator=generator).tolist()
         x = torch.from_numpy(np.stack([self.latents[r, k] for r, k in zip(rows, mirrored)])).float()
         ids = self.tokens[rows, torch.randint(self.tokens.shape[1], (n,), generator=generator)]
         drop = torch.rand(n, generator=generator)

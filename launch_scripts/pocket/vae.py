@@ -144,10 +144,10 @@ def whiten(vae, images: np.ndarray) -> None:
 
 
 @torch.no_grad()
-def encode_set(vae, data: Path, worker: int = 0, workers: int = 1, batch: int = 32, *, normals: bool = False) -> None:
+def encode_set(vae, data: Path, worker: int = 0, workers: int = 1, batch: int = 32, *, mirrored: bool = True) -> None:
     """Writes this worker's part of the latents of images.npy as they are and mirrored: latents-<worker>.npy (n, 2, C, h, w) float16.
 
-    `normals`: the pictures are normal maps, whose red is turned round by mirroring as well.
+    Without `mirrored` (n, 1, C, h, w): a world-space normal map that is mirrored is one of another object.
     """
     torch.set_num_threads(1)
     images = np.load(data / "images.npy", mmap_mode="r")
@@ -155,12 +155,10 @@ def encode_set(vae, data: Path, worker: int = 0, workers: int = 1, batch: int = 
     part, out = images[bounds[worker] : bounds[worker + 1]], []
     for first in range(0, len(part), batch):
         x = to_input(np.array(part[first : first + batch]))
-        mirrored = x.flip(-1)
-        if normals:
-            mirrored[:, 0].neg_()
+        kinds = (x, x.flip(-1)) if mirrored else (x,)
         with torch.autocast("cpu", torch.bfloat16):
-            pair = [vae.encode(y).latent_dist.mode().float() for y in (x, mirrored)]
-        out.append(torch.stack(pair, 1).half().numpy())
+            latents = [vae.encode(y).latent_dist.mode().float() for y in kinds]
+        out.append(torch.stack(latents, 1).half().numpy())
         if worker == 0 and first // batch % 100 == 99:
             print(f"encode: {first + batch}/{len(part)}", flush=True)
     np.save(data / f"latents-{worker}.npy", np.concatenate(out))

@@ -20,6 +20,7 @@ def overrides(config, models, picture, folder):
         *(f"exp_root_dir={folder}", "use_timestamp=false", "name=n", "tag=t"),
         *("data.height=32", "data.width=32", "data.batch_size=2", "data.eval_height=32", "data.eval_width=32", "data.n_test_views=1"),
         *("trainer.max_steps=2", "trainer.val_check_interval=2", "checkpoint.every_n_train_steps=2", "trainer.log_every_n_steps=1"),
+        "system.exporter.texture_size=128",
         f"system.guidance.pretrained_model_name_or_path={model}",
         *(("system.guidance.vae_name_or_path=null",) if "vae_name_or_path" in guidance else ()),
         *(("system.geometry.texture.preset=pocket",) if config.system.geometry.texture is not None else ()),

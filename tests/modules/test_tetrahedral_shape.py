@@ -61,8 +61,11 @@ def test_the_geometry_stage_moves_the_shape_and_exports_it(launch, tmp_path):
     assert {name.split(".")[2] for name in moved} == {"encoding", "mlp"}
     save = tmp_path / "n" / "t" / "save"
     assert (save / "it4-test.mp4").is_file() and (save / "it4-gradient.png").is_file()
+    exported = save / "it4-export" / "model.glb"
+    trained = exported.read_bytes()
+    exported.unlink()
     assert launch("export", tmp_path, f"resume={tmp_path}/n/t/ckpts/last.ckpt", config=GEOMETRY) == 0
-    assert (save / "it4-export" / "model.glb").is_file()
+    assert exported.read_bytes() == trained
 
 
 def test_the_joint_stage_distils_colours_and_normals(launch, tmp_path):

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from ..export.pictures import contact_sheet, heat_map, save_png
 from ..export.textured_mesh import export_textured_mesh
-from ..host import BaseLift3DSystem, find, info, register, warn
+from ..host import BaseLift3DSystem, find, get_rank, info, register, warn
 from ..scene.marching_tetrahedra import EmptySurfaceError
 from ..scene.reference import LOSSES, reference_losses
 from .guidance import BUFFERS
@@ -33,6 +33,7 @@ class Fantasia3DSystem(BaseLift3DSystem):
     latent_steps: of the geometry stage, the first so many steps with normals and mask, shrunk to the latents' size, in place of latents.
         For priors of four latent channels.
     normal_guidance: what of `guidance` is different for the normals of the geometry and joint stages, such as the guidance scale.
+    export_after_training: write the files of `--export` when the last step is done.
     contact_sheet_views: how many views of the final turntable go on the contact sheet.
     prompt_processor_type: may be left out for a guidance that takes no prompt.
     loss: lambda_<name> for every loss_<name> of the guidance; lambda_normal_<name> for those of the normals in the joint stage, where a
@@ -46,6 +47,7 @@ class Fantasia3DSystem(BaseLift3DSystem):
         stage: str = "texture"
         latent_steps: int = 0
         normal_guidance: dict = field(default_factory=dict)
+        export_after_training: bool = False
         contact_sheet_views: int = 8
         prompt_processor_type: str = ""
 
@@ -82,7 +84,7 @@ class Fantasia3DSystem(BaseLift3DSystem):
     def on_fit_start(self) -> None:
         super().on_fit_start()
         # Built and dropped: a mistake in the export's settings should not wait for the end of the training.
-        find(self.cfg.exporter_type)(self.cfg.exporter, geometry=self.geometry, material=self.material, background=self.background)
+        self._make_exporter()
         if not self._shape_moves() and hasattr(self.geometry, "triangle_mesh"):
             self.geometry.triangle_mesh()  # a mesh that no file and no earlier stage brings is missed here
         self._prompts = []
@@ -202,6 +204,15 @@ class Fantasia3DSystem(BaseLift3DSystem):
                 continue
             return f"The last good checkpoint is {path}: start from it with system.weights={path} and a smaller learning rate of the shape"
         return "No checkpoint with a surface was saved before"
+
+    def _make_exporter(self) -> Any:
+        parts = {"geometry": self.geometry, "material": self.material, "background": self.background}
+        return find(self.cfg.exporter_type)(self.cfg.exporter, **parts)
+
+    def on_fit_end(self) -> None:
+        if self.cfg.export_after_training and get_rank() == 0:
+            for output in self._make_exporter()():
+                getattr(self, f"save_{output.save_type}")(f"it{self.true_global_step}-export/{output.save_name}", **output.params)
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         out = self(batch)
