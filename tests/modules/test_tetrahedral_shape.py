@@ -38,6 +38,8 @@ def refused(launch, capsys, tmp_path, words, *overrides, config=GEOMETRY, mode="
         (["texture_init: found true"], ["system.geometry.texture_init=true"]),
         (["latent_steps: found 5", "latents have 8"], ["system.latent_steps=5", f"{MODEL}=builtin:pocket"]),
         (["system.stage: found 'shape'"], ["system.stage=shape"]),
+        (["lambda_normal_sds: found nothing"], ["system.stage=joint"]),
+        (["lambda_reference_rgb: found 1.0"], ["system.loss.lambda_reference_rgb=1.0"]),
         (["renderer.perturb: found 1.0"], ["system.renderer.perturb=1.0"]),
         (["renderer.normal_space: found 'view'"], ["system.renderer.normal_space=view"]),
         (["renderer.antialias: found 'msaa'"], ["system.renderer.antialias=msaa"]),
@@ -109,18 +111,19 @@ def test_a_resumed_run_is_the_uninterrupted_one(launch, tmp_path):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_a_shape_that_vanishes_names_the_last_good_checkpoint(launch, capsys, tmp_path):
+@pytest.mark.parametrize("change, words", [(1000.0, "found it positive everywhere"), (float("nan"), "values that are not finite")])
+def test_a_shape_that_vanishes_names_the_last_good_checkpoint(launch, capsys, tmp_path, change, words):
     assert launch("train", tmp_path, config=GEOMETRY) == 0
     last = tmp_path / "n" / "t" / "ckpts" / "last.ckpt"
     checkpoint = torch.load(last, weights_only=True)
     bias = next(name for name in reversed(checkpoint["state_dict"]) if name.endswith("bias") and ".shape." in name)
-    checkpoint["state_dict"][bias] += 1000.0  # as a step too long does
+    checkpoint["state_dict"][bias] += change  # as a step too long does
     torch.save(checkpoint, last)
     (good,) = last.parent.glob("*step=4*.ckpt")
     capsys.readouterr()
     assert launch("train", tmp_path, f"resume={last}", "trainer.max_steps=6", config=GEOMETRY) == 1
     message = capsys.readouterr().err
-    assert "step 4: sdf: found it positive everywhere" in message and f"The last good checkpoint is {good}" in message
+    assert "step 4: sdf: found" in message and words in message and f"The last good checkpoint is {good}" in message
     assert launch("train", tmp_path, f"system.weights={good}", "trainer.max_steps=1", config=GEOMETRY) == 0
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from ..export.pictures import contact_sheet, heat_map, save_png
 from ..export.textured_mesh import export_textured_mesh
 from ..host import BaseLift3DSystem, find, get_rank, info, register, warn
-from ..scene.marching_tetrahedra import EmptySurfaceError
+from ..scene.marching_tetrahedra import SurfaceError
 from ..scene.reference import LOSSES, reference_losses
 from .guidance import BUFFERS
 from .tetrahedral_shape import REGULARIZERS
@@ -19,8 +19,6 @@ from .tetrahedral_shape import REGULARIZERS
 _BAR = {"share_clipped": "clipped"}
 # The system's guidances, and where a checkpoint keeps the state of each.
 _GUIDANCES = {"guidance": "pgc_guidance", "normal_guidance": "pgc_normal_guidance"}
-
-
 STAGES = ("texture", "geometry", "joint")
 
 
@@ -74,7 +72,13 @@ class Fantasia3DSystem(BaseLift3DSystem):
         return getattr(self.geometry, "shape_moves", False)
 
     def _check_weights(self) -> None:
-        """A loss that cannot move anything is a mistake in the configuration."""
+        """A loss that cannot move anything, or has nothing to look at, is a mistake in the configuration."""
+        if self.cfg.stage == "joint" and "lambda_normal_sds" not in self.cfg.loss:
+            raise ValueError("system.loss.lambda_normal_sds: found nothing, wanted the weight of the normals, 0 for none")
+        if self.cfg.stage == "geometry" and self.cfg.loss.get("lambda_reference_rgb"):
+            raise ValueError(
+                f"system.loss.lambda_reference_rgb: found {self.cfg.loss.lambda_reference_rgb}, wanted 0: the geometry stage has no colours"
+            )
         if self._shape_moves():
             return
         for key in (*(f"lambda_{name}" for name in REGULARIZERS), *(f"lambda_reference_{name}" for name in LOSSES if name != "rgb")):
@@ -147,8 +151,8 @@ class Fantasia3DSystem(BaseLift3DSystem):
         reference = batch.pop("reference", None)
         try:
             out = self(batch)
-        except EmptySurfaceError as error:
-            raise EmptySurfaceError(f"step {self.true_global_step}: {error}. {self._last_good_checkpoint()}") from error
+        except SurfaceError as error:
+            raise SurfaceError(f"step {self.true_global_step}: {error}. {self._last_good_checkpoint()}") from error
         buffers = {name: out[name] for name in BUFFERS}
         if self.cfg.stage == "geometry":
             guided = self._distil_normals(self.guidance, out, batch, buffers)
@@ -200,7 +204,7 @@ class Fantasia3DSystem(BaseLift3DSystem):
             self.geometry.load_state_dict({k.removeprefix("geometry."): v for k, v in state.items() if k.startswith("geometry.")})
             try:
                 self.geometry.export_mesh()
-            except ValueError:
+            except SurfaceError:
                 continue
             return f"The last good checkpoint is {path}: start from it with system.weights={path} and a smaller learning rate of the shape"
         return "No checkpoint with a surface was saved before"

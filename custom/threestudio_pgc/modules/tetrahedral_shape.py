@@ -115,7 +115,7 @@ class TetrahedralShape(BaseExplicitGeometry):
             self.shape.refresh()
 
     def triangle_mesh(self) -> IsosurfaceMesh:
-        """The surface, differentiable in the shape where gradients are on. Raises EmptySurfaceError where there is none."""
+        """The surface, differentiable in the shape where gradients are on. Raises SurfaceError where there is none."""
         graph = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.shape.parameters())
         if graph and self.training:
             self._read = None

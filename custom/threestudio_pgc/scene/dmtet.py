@@ -135,7 +135,7 @@ def read_out(shape: VertexShape | FieldShape, grid: TetrahedralGrid, radius: flo
 
     grid: of [-1, 1]^3, scaled here to [-radius, radius]^3.
 
-    Raises EmptySurfaceError where there is none, ValueError where a distance is not finite; see `marching_tetrahedra`.
+    Raises SurfaceError where there is none or a distance is not finite; see `marching_tetrahedra`.
     """
     sdf, deformation = shape(grid)
     positions = grid.vertices

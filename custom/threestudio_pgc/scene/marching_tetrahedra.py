@@ -19,8 +19,12 @@ from .tetrahedra import EDGE_CORNERS, TetrahedralGrid
 BACKENDS = ("auto", "torch", "numba")
 
 
-class EmptySurfaceError(ValueError):
-    """The signed distance has the same sign everywhere, so there is no surface."""
+class SurfaceError(ValueError):
+    """The signed distance has no surface that could be read out."""
+
+
+class EmptySurfaceError(SurfaceError):
+    """It has the same sign everywhere."""
 
 
 @dataclass
@@ -49,7 +53,8 @@ def marching_tetrahedra(vertices: Tensor, sdf: Tensor, grid: TetrahedralGrid, *,
         Isosurface in the wider of the two dtypes. It is open only where it meets the surface of the cube: see `close_at_boundary`.
 
     Raises:
-        ValueError: shapes or devices do not fit; unknown or unfit backend; sdf that is not finite, with the count.
+        ValueError: shapes or devices do not fit; unknown or unfit backend.
+        SurfaceError: sdf that is not finite, with the count.
         EmptySurfaceError: sdf with the same sign everywhere.
     """
     if vertices.shape != grid.vertices.shape or sdf.shape != grid.vertices.shape[:1]:
@@ -121,7 +126,7 @@ def _check_values(sdf: Tensor) -> None:
     low, high = (value.item() for value in sdf.aminmax())
     if not (np.isfinite(low) and np.isfinite(high)):
         bad = int((~torch.isfinite(sdf)).sum())
-        raise ValueError(f"sdf: found {bad} of {len(sdf)} values that are not finite, wanted none")
+        raise SurfaceError(f"sdf: found {bad} of {len(sdf)} values that are not finite, wanted none")
     if low < 0 <= high:
         return
     sign, side = ("negative", "outside") if low < 0 else ("positive" if low > 0 else "positive or zero", "inside")
