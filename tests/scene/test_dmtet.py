@@ -139,6 +139,15 @@ def test_what_comes_up_outside_of_the_band_is_seen_at_the_next_refresh():
     assert before < 0.4 and missed < 0.7 and read_out(shape, grid).vertices.abs().max() > 0.9
 
 
+def test_a_surrounding_autocast_does_not_reach_the_surface(field, grid):
+    field.refresh()
+    plain = read_out(field, grid)
+    field.refresh()
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = read_out(field, grid)
+    assert torch.equal(plain.vertices, cast.vertices) and cast.sdf.dtype == torch.float32
+
+
 def test_evaluation_asks_every_vertex(field, grid):
     read_out(field, grid)
     with torch.no_grad():

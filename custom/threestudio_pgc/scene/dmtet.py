@@ -137,6 +137,12 @@ def read_out(shape: VertexShape | FieldShape, grid: TetrahedralGrid, radius: flo
 
     Raises SurfaceError where there is none or a distance is not finite; see `marching_tetrahedra`.
     """
+    # in half precision a surface would move by steps of a thousandth of the object
+    with torch.autocast(grid.vertices.device.type, enabled=False):
+        return _read_out(shape, grid, radius, deform)
+
+
+def _read_out(shape: VertexShape | FieldShape, grid: TetrahedralGrid, radius: float, deform: bool) -> IsosurfaceMesh:
     sdf, deformation = shape(grid)
     positions = grid.vertices
     if deform:
