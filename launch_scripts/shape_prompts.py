@@ -79,15 +79,15 @@ def main() -> None:
                     # a view is two pictures side by side: normals and clay, or colours and normals
                     pictures += [view[:, view.shape[0] :]] if study == "geometry" else [view[:, : view.shape[0]], view[:, view.shape[0] :]]
                     labels += [f"{prompt} {90 * index}\N{DEGREE SIGN}"] + [""] * (study == "joint")
-            path = args.output / f"{study}-{variant.replace(' ', '-').lower()}.png"
+            path = args.output / f"shapes-{study}-{variant.replace(' ', '-').lower()}.png"
             print(f"{study}, {variant}: {save_png(path, contact_sheet(pictures, columns=2 * VIEWS, labels=labels))}")
             for prompt in done:
                 finished = jobs[prompt, variant]
                 table[finished.label] = json.loads((finished.folder / "record.json").read_text()) | pieces(finished)
                 found = table[finished.label]
                 print(f"  {finished.label}: {found['pieces']} piece(s), {found['loose']:.1%} of the surface loose")
-    args.output.mkdir(parents=True, exist_ok=True)
-    (args.output / "shapes.json").write_text(json.dumps(table, indent=2) + "\n")
+    RUNS.mkdir(parents=True, exist_ok=True)
+    (RUNS / "shapes.json").write_text(json.dumps(table, indent=2) + "\n")
 
 
 if __name__ == "__main__":
