@@ -1,4 +1,4 @@
-"""A DMTet fitted to eight silhouettes and normal maps of a mesh, by the renderer alone: how near it comes, and what a step costs.
+"""A DMTet fitted to eight silhouettes and normal maps of a mesh, by the renderer alone: how near it comes, and what it costs.
 
 Each fit runs twice: with silhouettes whose gradient comes from the walk across triangles, and by the rule without it, which sees an edge
 only in the triangle at the pixel's centre and so loses those of fine meshes. Chamfer distances are in half extents of the mesh.

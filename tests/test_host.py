@@ -19,7 +19,7 @@ symbols = {
     "threestudio.systems.utils": "parse_optimizer",
     "threestudio.utils.base": "BaseModule BaseObject Updateable",
     "threestudio.utils.config": "parse_structured",
-    "threestudio.utils.misc": "cleanup get_device",
+    "threestudio.utils.misc": "cleanup get_device load_module_weights",
 }
 
 

@@ -34,12 +34,12 @@ if HOST == "threestudio":
     from threestudio.systems.utils import parse_optimizer
     from threestudio.utils.base import BaseModule, BaseObject, Updateable
     from threestudio.utils.config import parse_structured
-    from threestudio.utils.misc import cleanup, get_device
+    from threestudio.utils.misc import cleanup, get_device, load_module_weights
 
     register, find = threestudio.register, threestudio.find
     info, warn, debug = threestudio.info, threestudio.warn, threestudio.debug
 else:
-    from .standalone.base import BaseModule, BaseObject, Updateable
+    from .standalone.base import BaseModule, BaseObject, Updateable, load_module_weights
     from .standalone.config import parse_structured
     from .standalone.log import debug, info, warn
     from .standalone.misc import cleanup, get_device
@@ -83,6 +83,7 @@ __all__ = [
     "get_rank",
     "get_seed",
     "info",
+    "load_module_weights",
     "parse_optimizer",
     "parse_structured",
     "register",

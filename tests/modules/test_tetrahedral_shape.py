@@ -185,4 +185,13 @@ def test_a_mesh_without_colours_gives_none(kind, key):
 
     mesh = {"shape_init": "mesh:builtin:bunny", "resolution": 16} if key == "shape_init" else {"mesh": "builtin:bunny"}
     with pytest.raises(ValueError, match="texture_init: found true.*builtin:bunny has no colours"):
-        find(kind)({**mesh, "texture_init": True})
+        find(kind)({**mesh, "texture_init": True}).initialize_texture(lambda features: features)
+
+
+def test_a_trained_shape_needs_the_mesh_it_started_from_no_more(launch, painted, tmp_path):
+    start = [f"system.geometry.shape_init=mesh:{painted}", "system.geometry.texture_init=true"]
+    assert launch("train", tmp_path, *start, "trainer.max_steps=2", config=JOINT) == 0
+    painted.unlink()
+    last = tmp_path / "n" / "t" / "ckpts" / "last.ckpt"
+    assert launch("train", tmp_path, *start, f"resume={last}", "trainer.max_steps=3", config=JOINT) == 0
+    assert launch("export", tmp_path, *start, f"resume={last}", config=JOINT) == 0

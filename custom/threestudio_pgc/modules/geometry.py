@@ -11,15 +11,54 @@ from ..host import BaseExplicitGeometry, BaseGeometry, Mesh, get_seed, info, reg
 from ..scene.fields import HashGridField, field_config
 from ..scene.initial import fit_texture
 from ..scene.mesh import Similarity, TriangleMesh, load_mesh, normalize
-from ..scene.mesh_colors import surface_colors
+from ..scene.mesh_colors import SurfaceColors, surface_colors
 
 # What a checkpoint keeps of a mesh that came from no file: tensors of TriangleMesh, and the fields of its `frame`.
 _STORED = ("vertices", "faces", "uvs", "uv_faces")
 _FRAME = ("rotation", "scale", "offset")
 
 
+class TexturedSurface(BaseExplicitGeometry):
+    """What the geometries of this package have in common: a `triangle_mesh()`, and a texture field on it.
+
+    A subclass sets `texture`, None for none, and `_colors`, what the texture may start from.
+    """
+
+    texture: HashGridField | None
+    _colors: SurfaceColors | None = None
+
+    def triangle_mesh(self) -> TriangleMesh:
+        raise NotImplementedError
+
+    def isosurface(self) -> Mesh:
+        """The surface as the host's type, for the host's own renderers and exporters."""
+        mesh = self.triangle_mesh()
+        return Mesh(v_pos=mesh.vertices, t_pos_idx=mesh.faces)
+
+    def initialize_texture(self, to_color: Callable[[Tensor], Tensor]) -> None:
+        """With `texture_init`: fit the texture to the mesh's own colours; `to_color` is the material's way from features to RGB."""
+        if self._colors is not None:
+            error = fit_texture(self.texture, to_color, self._colors, seed=get_seed())
+            info(f"Texture: starting from the mesh's own colours, RMS error {error:.3f}")
+
+    def forward(self, points: Tensor, output_normal: bool = False) -> dict[str, Tensor]:
+        """(*N, 3) points on the surface -> {"features": (*N, F)}; zeros, which are grey, where there is no texture.
+
+        Normals come from the mesh; `output_normal` is the host's signature.
+        """
+        if output_normal:
+            raise NotImplementedError(f"{type(self).__name__} takes normals from the mesh, not from the field")
+        if self.texture is None:
+            return {"features": points.new_zeros(*points.shape[:-1], 3)}
+        return {"features": self.texture(points.reshape(-1, 3)).view(*points.shape[:-1], -1)}
+
+    @torch.no_grad()
+    def export(self, points: Tensor, **kwargs) -> dict[str, Tensor]:
+        return self(points)
+
+
 @register("pgc-textured-mesh")
-class TexturedMesh(BaseExplicitGeometry):
+class TexturedMesh(TexturedSurface):
     """The paper's texture stage: the mesh stays, a multi-resolution hash grid and an MLP give each surface point its features.
 
     The mesh comes from a file, or from an earlier stage by `system.geometry_convert_from`. Checkpoints hold the latter, so that neither the
@@ -53,7 +92,6 @@ class TexturedMesh(BaseExplicitGeometry):
         if self._mesh is None and self.cfg.mesh is not None:
             self._mesh = normalize(load_mesh(self.cfg.mesh, max_faces=self.cfg.max_faces, up=self.cfg.up), self.cfg.extent)
         self.texture = HashGridField(field_config(**dict(self.cfg.texture)))
-        self._colors = None
         if self.cfg.texture_init:
             self._colors = None if self._mesh is None else surface_colors(self._mesh)
             if self._colors is None:
@@ -94,12 +132,6 @@ class TexturedMesh(BaseExplicitGeometry):
         """Nothing to fit; refuses a shape that is missing."""
         self.triangle_mesh()
 
-    def initialize_texture(self, to_color: Callable[[Tensor], Tensor]) -> None:
-        """With `texture_init`: fit the texture to the file's colours; `to_color` is the material's way from features to RGB."""
-        if self._colors is not None:
-            error = fit_texture(self.texture, to_color, self._colors, seed=get_seed())
-            info(f"Texture: starting from the mesh's own colours, RMS error {error:.3f}")
-
     def triangle_mesh(self) -> TriangleMesh:
         """The normalised mesh, on the field's device. Raises ValueError if there is none."""
         if self._mesh is None:
@@ -133,21 +165,6 @@ class TexturedMesh(BaseExplicitGeometry):
             _, _, missing_keys, *_ = args
             missing_keys.append(f"{prefix}mesh.vertices")
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-    def isosurface(self) -> Mesh:
-        """The same mesh as the host's type, for the host's own renderers and exporters."""
-        mesh = self.triangle_mesh()
-        return Mesh(v_pos=mesh.vertices, t_pos_idx=mesh.faces)
-
-    def forward(self, points: Tensor, output_normal: bool = False) -> dict[str, Tensor]:
-        """(*N, 3) points on the surface -> {"features": (*N, F)}. Normals come from the mesh; `output_normal` is the host's signature."""
-        if output_normal:
-            raise NotImplementedError("pgc-textured-mesh takes normals from the mesh, not from the field")
-        return {"features": self.texture(points.reshape(-1, 3)).view(*points.shape[:-1], -1)}
-
-    @torch.no_grad()
-    def export(self, points: Tensor, **kwargs) -> dict[str, Tensor]:
-        return self(points)
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from ..export.pictures import contact_sheet, heat_map, save_png
 from ..export.textured_mesh import export_textured_mesh
-from ..host import BaseLift3DSystem, find, get_rank, info, register, warn
+from ..host import BaseLift3DSystem, find, get_rank, info, load_module_weights, register, warn
 from ..scene.marching_tetrahedra import SurfaceError
 from ..scene.reference import LOSSES, reference_losses
 from .guidance import BUFFERS
@@ -67,6 +67,12 @@ class Fantasia3DSystem(BaseLift3DSystem):
         if stage != "texture" and not self._shape_moves():
             raise ValueError(f"system.stage: found {stage!r}, wanted 'texture': {self.cfg.geometry_type} has a fixed shape")
         self._check_weights()
+        if self._starts_anew() and hasattr(self.geometry, "read_initial_shape"):
+            self.geometry.read_initial_shape()  # a mesh that cannot be read is found before anything is begun
+
+    def _starts_anew(self) -> bool:
+        """Whether no checkpoint gives the fields their values."""
+        return not (self.resumed or self.cfg.weights or self.geometry.cfg.weights)
 
     def _shape_moves(self) -> bool:
         return getattr(self.geometry, "shape_moves", False)
@@ -104,7 +110,7 @@ class Fantasia3DSystem(BaseLift3DSystem):
             if self._guidance_states.get(name):
                 getattr(self, name).load_run_state(self._guidance_states[name])
         self._check_latent_steps()
-        if not (self.resumed or self.cfg.weights or self.geometry.cfg.weights):
+        if self._starts_anew():
             self._initialize()
 
     def _initialize(self) -> None:
@@ -200,8 +206,7 @@ class Fantasia3DSystem(BaseLift3DSystem):
         folder = Path(callback.dirpath) if callback is not None and callback.dirpath else None
         files = sorted(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime, reverse=True) if folder is not None else []
         for path in files:
-            state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-            self.geometry.load_state_dict({k.removeprefix("geometry."): v for k, v in state.items() if k.startswith("geometry.")})
+            self.geometry.load_state_dict(load_module_weights(str(path), module_name="geometry", map_location="cpu")[0])
             try:
                 self.geometry.export_mesh()
             except SurfaceError:

@@ -8,27 +8,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..host import BaseExplicitGeometry, Mesh, get_seed, info, register
+from ..host import get_seed, info, register
 from ..scene.dmtet import REPRESENTATIONS, FieldShape, IsosurfaceMesh, VertexShape, read_out
 from ..scene.fields import HashGridField, field_config
-from ..scene.initial import fit_texture
 from ..scene.mesh import TriangleMesh
 from ..scene.mesh_colors import surface_colors
 from ..scene.regularizers import eikonal, laplacian, normal_consistency, sign_entropy
-from ..scene.signed_distance import initial_distance
+from ..scene.signed_distance import SignedDistance, initial_distance
 from ..scene.tetrahedra import TetrahedralGrid, grid_memory, make_grid
+from .geometry import TexturedSurface
 
 REGULARIZERS = ("normal_consistency", "laplacian", "eikonal", "sdf_entropy")
 
 
 @register("pgc-dmtet")
-class TetrahedralShape(BaseExplicitGeometry):
+class TetrahedralShape(TexturedSurface):
     """The paper's second setting and Fantasia3D's geometry stage: the surface of a signed distance on a tetrahedral grid.
 
     Config:
         radius: the grid fills [-radius, radius]^3.
         resolution: of the grid, numbered as nvdiffrec's and threestudio's: 32, 64, 128, 256 or any between.
-        grid_cache: folder of generated grids; null takes the user's cache folder.
+        grid_cache: folder of large generated grids; null takes $PGC_CACHE/grids, or .pgc_cache/grids in the current folder.
         representation: "field", distances from a hash grid and an MLP; "values", one of its own for every grid vertex.
         shape: size of that field: `preset` ("reference", "fantasia3d", "pocket") and any field of `FieldConfig` to override.
         deformable: the grid's vertices move too, never so far that a tetrahedron turns over.
@@ -42,7 +42,7 @@ class TetrahedralShape(BaseExplicitGeometry):
     """
 
     @dataclass
-    class Config(BaseExplicitGeometry.Config):
+    class Config(TexturedSurface.Config):
         resolution: int = 128
         grid_cache: Any = None
         representation: str = "field"
@@ -68,13 +68,6 @@ class TetrahedralShape(BaseExplicitGeometry):
             raise ValueError(f"system.geometry.refresh_every: found {cfg.refresh_every}, wanted at least 1")
         if cfg.texture_init and (cfg.texture is None or not cfg.shape_init.startswith("mesh:")):
             raise ValueError("system.geometry.texture_init: found true, wanted false where there is no texture or shape_init is no mesh")
-        # Built here although it is used in `initialize_shape`: a mesh that cannot be read is found before a diffusion model is loaded.
-        self._distance = initial_distance(cfg.shape_init, cfg.shape_init_params)
-        self._colors = None
-        if cfg.texture_init:
-            self._colors = surface_colors(self._distance.mesh)
-            if self._colors is None:
-                raise ValueError(f"system.geometry.texture_init: found true, but {cfg.shape_init.removeprefix('mesh:')} has no colours")
         self._grid = make_grid(cfg.resolution, cache_dir=None if cfg.grid_cache is None else Path(cfg.grid_cache))
         if cfg.representation == "field":
             size = field_config(**{"hidden_layers": 2, **dict(cfg.shape)})
@@ -82,6 +75,7 @@ class TetrahedralShape(BaseExplicitGeometry):
         else:
             self.shape = VertexShape(self._grid, cfg.radius)
         self.texture = None if cfg.texture is None else HashGridField(replace(field_config(**dict(cfg.texture)), bound=cfg.radius))
+        self._distance: SignedDistance | None = None
         self._read: tuple[Any, IsosurfaceMesh] | None = None
         vertices, tets = len(self._grid.vertices), len(self._grid.tets)
         memory = grid_memory(cfg.resolution).resident_bytes / 2**20
@@ -89,18 +83,31 @@ class TetrahedralShape(BaseExplicitGeometry):
 
     # ----------------------------------------------------------------------------------------------------- the beginning
 
+    def read_initial_shape(self) -> None:
+        """Read what the shape and the texture start from. A checkpoint's shape needs none of it, nor the mesh that it once started from.
+
+        Raises ValueError for a mesh that cannot be read, or has no colours where they are asked for.
+        """
+        if self._distance is not None:
+            return
+        self._distance = initial_distance(self.cfg.shape_init, self.cfg.shape_init_params)
+        if self.cfg.texture_init:
+            self._colors = surface_colors(self._distance.mesh)
+            if self._colors is None:
+                mesh = self.cfg.shape_init.removeprefix("mesh:")
+                raise ValueError(f"system.geometry.texture_init: found true, but {mesh} has no colours")
+
     def initialize_shape(self) -> None:
         """Fit the shape to `shape_init`."""
+        self.read_initial_shape()
         info(f"Shape: starting from {self.cfg.shape_init}")
         report = self.shape.fit(self._distance, self._grid_on_device(), steps=self.cfg.shape_init_steps, seed=get_seed())
         if report is not None:
             info(f"Shape: {report}")
 
     def initialize_texture(self, to_color: Callable[[Tensor], Tensor]) -> None:
-        """With `texture_init`: fit the texture to the initial mesh's colours; `to_color` is the material's way from features to RGB."""
-        if self._colors is not None:
-            error = fit_texture(self.texture, to_color, self._colors, seed=get_seed())
-            info(f"Texture: starting from the mesh's own colours, RMS error {error:.3f}")
+        self.read_initial_shape()
+        super().initialize_texture(to_color)
 
     def _grid_on_device(self) -> TetrahedralGrid:
         device = next(self.shape.parameters()).device
@@ -136,11 +143,6 @@ class TetrahedralShape(BaseExplicitGeometry):
             mesh = self._read_out()
         return TriangleMesh(mesh.vertices.detach(), mesh.faces, adjacency=mesh.adjacency)
 
-    def isosurface(self) -> Mesh:
-        """The same surface as the host's type."""
-        mesh = self.triangle_mesh()
-        return Mesh(v_pos=mesh.vertices, t_pos_idx=mesh.faces)
-
     def regularizer(self, name: str, mesh: IsosurfaceMesh) -> Tensor:
         """One of REGULARIZERS of a surface that `triangle_mesh` returned, a scalar; see `scene.regularizers`."""
         if name == "normal_consistency":
@@ -150,17 +152,3 @@ class TetrahedralShape(BaseExplicitGeometry):
         if name == "eikonal":
             return eikonal(mesh.grid_positions, mesh.sdf, mesh.crossed_tets())
         return sign_entropy(mesh.sdf, mesh.grid.edges)
-
-    # -------------------------------------------------------------------------------------------------------- the texture
-
-    def forward(self, points: Tensor, output_normal: bool = False) -> dict[str, Tensor]:
-        """(*N, 3) points on the surface -> {"features": (*N, F)}; zeros, which are grey, where there is no texture."""
-        if output_normal:
-            raise NotImplementedError("pgc-dmtet takes normals from the mesh, not from the field")
-        if self.texture is None:
-            return {"features": points.new_zeros(*points.shape[:-1], 3)}
-        return {"features": self.texture(points.reshape(-1, 3)).view(*points.shape[:-1], -1)}
-
-    @torch.no_grad()
-    def export(self, points: Tensor, **kwargs) -> dict[str, Tensor]:
-        return self(points)

@@ -52,12 +52,11 @@ class WrappedGuidance(BaseModule):
             raise ValueError("system.guidance.inner_type: found nothing, wanted the name of the guidance to wrap")
         inner_class = find(inner_type)
         _refuse_second_rule(inner_type, inner_class, self.cfg.inner)
-        if sharing is not None and (sharing.cfg.inner_type, sharing.cfg.inner) == (inner_type, self.cfg.inner):
-            self.inner, self._step, self._epoch = sharing.inner, 0, 0
-            return
-        info(f"Wrapping {inner_type} ...")
+        same = sharing is not None and (sharing.cfg.inner_type, sharing.cfg.inner) == (inner_type, self.cfg.inner)
+        if not same:
+            info(f"Wrapping {inner_type} ...")
         # Public, so that the host's walk over the parts tells it the step; telling it here as well would be once too often.
-        self.inner = inner_class(self.cfg.inner)
+        self.inner = sharing.inner if same else inner_class(self.cfg.inner)
         self._step, self._epoch = 0, 0
 
     def update_step(self, epoch: int, global_step: int, on_load_weights: bool = False) -> None:

@@ -20,6 +20,14 @@ _PRIME_Z = np.uint32(805459861)
 
 
 @jit
+def _level(table, resolutions, offsets, level):
+    """A level's rows of the table, whether it is dense, its hash mask, nodes per axis, last cell and cells per axis."""
+    nodes, resolution = offsets[level + 1] - offsets[level], resolutions[level]
+    values, cells = table[offsets[level] : offsets[level + 1]], table.dtype.type(resolution - 1)
+    return values, nodes == resolution**3, np.uint32(nodes - 1), np.uint32(resolution), np.uint32(resolution - 2), cells
+
+
+@jit
 def _corners(points, n, scale, half, one, cells, last, resolution, mask, dense):
     """The eight table rows around point n, x fastest, and its position in the cell."""
     zero = half - half
@@ -76,13 +84,7 @@ def hash_grid_kernels(n_features: int) -> tuple[Callable, Callable, Callable]:
         kind = table.dtype.type
         half, one = kind(0.5), kind(1.0)
         for level in range(resolutions.shape[0]):
-            nodes = offsets[level + 1] - offsets[level]
-            dense = nodes == resolutions[level] ** 3
-            values = table[offsets[level] : offsets[level + 1]]
-            mask = np.uint32(nodes - 1)
-            resolution = np.uint32(resolutions[level])
-            last = np.uint32(resolutions[level] - 2)
-            cells = kind(resolutions[level] - 1)
+            values, dense, mask, resolution, last, cells = _level(table, resolutions, offsets, level)
             for n in range(points.shape[0]):
                 rows, fx, fy, fz = _corners(points, n, kind(scale), half, one, cells, last, resolution, mask, dense)
                 gx, gy, gz = one - fx, one - fy, one - fz
@@ -99,13 +101,7 @@ def hash_grid_kernels(n_features: int) -> tuple[Callable, Callable, Callable]:
         kind = grad_table.dtype.type
         half, one = kind(0.5), kind(1.0)
         for level in range(resolutions.shape[0]):
-            nodes = offsets[level + 1] - offsets[level]
-            dense = nodes == resolutions[level] ** 3
-            values = grad_table[offsets[level] : offsets[level + 1]]
-            mask = np.uint32(nodes - 1)
-            resolution = np.uint32(resolutions[level])
-            last = np.uint32(resolutions[level] - 2)
-            cells = kind(resolutions[level] - 1)
+            values, dense, mask, resolution, last, cells = _level(grad_table, resolutions, offsets, level)
             for n in range(points.shape[0]):
                 rows, fx, fy, fz = _corners(points, n, kind(scale), half, one, cells, last, resolution, mask, dense)
                 gx, gy, gz = one - fx, one - fy, one - fz
@@ -127,13 +123,7 @@ def hash_grid_kernels(n_features: int) -> tuple[Callable, Callable, Callable]:
         half, one = kind(0.5), kind(1.0)
         zero = half - half
         for level in range(resolutions.shape[0]):
-            nodes = offsets[level + 1] - offsets[level]
-            dense = nodes == resolutions[level] ** 3
-            values = table[offsets[level] : offsets[level + 1]]
-            mask = np.uint32(nodes - 1)
-            resolution = np.uint32(resolutions[level])
-            last = np.uint32(resolutions[level] - 2)
-            cells = kind(resolutions[level] - 1)
+            values, dense, mask, resolution, last, cells = _level(table, resolutions, offsets, level)
             for n in range(points.shape[0]):
                 rows, fx, fy, fz = _corners(points, n, kind(scale), half, one, cells, last, resolution, mask, dense)
                 gx, gy, gz = one - fx, one - fy, one - fz

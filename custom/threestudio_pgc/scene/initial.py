@@ -89,9 +89,7 @@ def fit_sdf(
     Raises:
         ValueError: an argument out of range; the field's result is not (N, 4).
     """
-    _require(steps >= 1, "steps", steps, "at least 1")
-    _require(points_per_step >= 1, "points_per_step", points_per_step, "at least 1")
-    _require(lr > 0, "lr", lr, "a positive number")
+    _check_options(steps, points_per_step, lr)
     _require(bound > 0, "bound", bound, "a positive number")
     device = next(field.parameters()).device
     shape = tuple(field(torch.zeros(1, 3, device=device)).shape)
@@ -148,9 +146,7 @@ def fit_texture(
     Raises:
         ValueError: an argument out of range.
     """
-    _require(steps >= 1, "steps", steps, "at least 1")
-    _require(points_per_step >= 1, "points_per_step", points_per_step, "at least 1")
-    _require(lr > 0, "lr", lr, "a positive number")
+    _check_options(steps, points_per_step, lr)
     device = next(field.parameters()).device
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -171,6 +167,12 @@ def fit_texture(
     points, expected = (tensor.to(device) for tensor in colors.sample(HELD_OUT_POINTS, generator))
     found = evaluate_in_chunks(lambda chunk: to_color(field(chunk)), points)
     return (found - expected.clamp(low, high)).square().mean().sqrt().item()
+
+
+def _check_options(steps: int, points_per_step: int, lr: float) -> None:
+    _require(steps >= 1, "steps", steps, "at least 1")
+    _require(points_per_step >= 1, "points_per_step", points_per_step, "at least 1")
+    _require(lr > 0, "lr", lr, "a positive number")
 
 
 def _train(field: HashGridField, loss_of_batch: Callable[[], Tensor], *, steps: int, lr: float, label: str, progress: bool) -> None:
