@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from threestudio_pgc.scene.regularizers import eikonal, laplacian, normal_consistency, sign_entropy
+from threestudio_pgc.scene.regularizers import eikonal, laplacian, normal_consistency, sign_entropy, smoothness
 
 LOG2 = math.log(2)
 TETRAHEDRON = torch.tensor([[0, 2, 1], [0, 1, 3], [1, 2, 3], [0, 3, 2]])  # faces, outward for corners of positive volume
@@ -178,3 +178,21 @@ def test_gradients_of_the_field():
     assert torch.autograd.gradcheck(lambda moved, values: eikonal(moved, values, tets), (vertices.requires_grad_(), sdf.requires_grad_()))
     assert torch.autograd.gradcheck(lambda values: sign_entropy(values, edges), sdf)
     assert sign_entropy(sdf, edges) > 0
+
+
+def test_smoothness_of_no_points_and_of_equal_maps_is_zero():
+    empty = torch.zeros(0, 4, requires_grad=True)
+    smoothness(empty, empty).backward()
+    assert empty.grad.shape == (0, 4)
+    values = torch.rand(5, 3)
+    assert smoothness(values, values) == 0
+
+
+def test_smoothness_is_the_mean_over_points_and_channels():
+    values, nearby = torch.tensor([[0.1, 0.5], [0.3, 0.3]]), torch.tensor([[0.2, 0.1], [0.3, 0.0]])
+    torch.testing.assert_close(smoothness(values, nearby), torch.tensor((0.1 + 0.4 + 0.0 + 0.3) / 4))
+
+
+def test_gradient_of_smoothness():
+    values, nearby = torch.rand(2, 6, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(smoothness, (values, nearby))

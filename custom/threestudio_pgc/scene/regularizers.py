@@ -1,4 +1,4 @@
-"""Regularisers of a shape that moves: of the surface's triangles, and of the signed distances on a tetrahedral grid.
+"""Regularisers: of a surface's triangles and of the signed distances on a tetrahedral grid, where a shape moves; of a material's maps.
 
 All are means, so that a weight keeps its meaning when the surface or the grid changes its size, and all are 0, with a gradient of
 zeros, where there is nothing to average. Signed distances are negative inside, and zero counts as outside.
@@ -101,6 +101,15 @@ def sign_entropy(sdf: Tensor, edges: Tensor) -> Tensor:
     edges = edges[outside[edges[:, 0]] != outside[edges[:, 1]]]
     targets = outside[edges.flip(1)].to(sdf.dtype)
     return _mean(F.binary_cross_entropy_with_logits(sdf[edges], targets, reduction="none").sum(-1))
+
+
+def smoothness(values: Tensor, nearby: Tensor) -> Tensor:
+    """Mean |m(x) - m(x + d)| of a material's maps m over points x and small random steps d, nvdiffrec's regulariser of its textures.
+
+    Args:
+        values, nearby: (N, C) the maps at the points, and near each of them. Both get the gradient.
+    """
+    return _mean((values - nearby).abs().mean(-1))
 
 
 def _mean(values: Tensor) -> Tensor:
