@@ -194,7 +194,11 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     print(f"{args.mesh}: mask IoU {fit.iou:.4f}, between the views {fit.iou_unseen:.4f}; Chamfer {fit.chamfer:.4f}; {fit.seconds:.1f} s")
     print(f"Picture: {save_png(args.out / 'views.png', picture(fit.mesh, target, args.size, args.views))}")
-    written = export_textured_mesh(fit.mesh, lambda points: torch.full_like(points, 0.6), args.out, "shape", formats=["glb"], resolution=64)
+
+    def grey(points, normals):
+        return {"base_color": torch.full_like(points, 0.6)}
+
+    written = export_textured_mesh(fit.mesh, grey, args.out, "shape", formats=["glb"], resolution=64)
     print(f"GLB: {written['glb']}")
     return 0
 

@@ -31,6 +31,10 @@ SIZES = {"data.batch_size", "data.height", "data.width", "data.eval_height", "da
 MODEL = ("pretrained_model_name_or_path", "vae_name_or_path", "controlnet_name_or_path")
 CONTROL = ("controlnet_name_or_path", "control_kind", "control_scale", "normal_convention")
 VSD = ("objective", "objective_options.lora_rank", "objective_options.lora_lr")
+PBR = {
+    f"system.material.{key}"
+    for key in ("low", "high", "ranges", "light", "light_intensity", "light_rotation", "turn_light", "tone_mapping")
+}
 ADAPTIVE = ("pgc.threshold", "pgc.threshold.quantile")
 
 
@@ -48,8 +52,9 @@ def read(name):
     return flat(OmegaConf.to_container(OmegaConf.load(CONFIGS / f"{name}.yaml"), resolve=False))
 
 
-def test_the_bundled_models_config_is_the_papers_in_small():
-    sdxl, pocket = read("fantasia3d-sdxl-pgc"), read("fantasia3d-pocket-pgc")
+@pytest.mark.parametrize("variant", ["", "-pbr"])
+def test_the_bundled_models_config_is_the_papers_in_small(variant):
+    sdxl, pocket = read(f"fantasia3d-sdxl-pgc{variant}"), read(f"fantasia3d-pocket-pgc{variant}")
     assert sdxl.keys() == pocket.keys()
     assert {key for key in sdxl if sdxl[key] != pocket[key]} <= MAY_DIFFER
 
@@ -74,6 +79,12 @@ ABOUT = {
     "fantasia3d-sdxl-pgc-normal": {f"system.guidance.{key}" for key in CONTROL},
     "fantasia3d-sdxl-pgc-vsd": {"data.batch_size", *(f"system.guidance.{key}" for key in ("guidance_scale", "cfg", *VSD))},
     "fantasia3d-sdxl-pgc-csd": {f"system.guidance.{key}" for key in ("objective", "guidance_scale", "cfg", *ADAPTIVE)},
+    "fantasia3d-sdxl-pgc-pbr": {
+        "system.material_type",
+        "system.geometry.texture.n_output",
+        "system.loss.lambda_base_color_smoothness",
+        *PBR,
+    },
     "sd3-pgc": {"system.guidance_type", *(f"system.guidance.{key}" for key in MODEL)},
     "fantasia3d-sd15-depth-pgc": {"system.guidance_type", "trainer.max_steps", *SIZES, *(f"system.guidance.{key}" for key in MODEL)},
 }

@@ -54,9 +54,27 @@ def position_color(points):
     return torch.stack([0.5 + 0.4 * x, 0.5 + 0.2 * y + 0.2 * z, 0.4 + 0.3 * z - 0.05 * x], -1)
 
 
+def position_maps(points, normals):
+    """An asset with a base colour alone."""
+    return {"base_color": position_color(points)}
+
+
+def pbr_maps(points, normals):
+    """All the maps, smooth in the position, of points in [-1, 1]^3; the normals lean by up to half a radian off the surface's."""
+    x, y, z = points.unbind(-1)
+    leaning = normals + 0.5 * torch.stack([torch.sin(3 * y), torch.sin(3 * z), torch.sin(3 * x)], dim=-1) / 3**0.5
+    return {
+        "base_color": position_color(points),
+        "occlusion": (0.7 + 0.3 * z)[:, None],
+        "roughness": (0.5 + 0.4 * x)[:, None],
+        "metallic": (0.4 - 0.4 * y)[:, None],
+        "normal": torch.nn.functional.normalize(leaning, dim=-1),
+    }
+
+
 @pytest.fixture
-def color_fn():
-    return position_color
+def maps_fn():
+    return position_maps
 
 
 @pytest.fixture

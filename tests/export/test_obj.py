@@ -1,17 +1,15 @@
 import numpy as np
 import pytest
-from PIL import Image
 
 from threestudio_pgc.export.files import ExportError
 from threestudio_pgc.export.obj import write_obj
-from threestudio_pgc.export.pictures import encode_png
 
 VERTICES = np.array([[0, 0, 0], [0.1, 0, 0], [448262.123456, 0.7, 1 / 3]])
 FACES = np.array([[0, 1, 2], [2, 1, 0]])
 NORMALS = np.array([[0, 0, 1.0], [0, 1, 0], [0.6, 0.8, 0]])
 UVS = np.array([[0, 0], [1 / 3, 0.25], [1, 1], [0.1, 0.2]], np.float32)
 UV_FACES = np.array([[0, 1, 2], [3, 1, 0]])
-TEXTURE = np.arange(4 * 4 * 3, dtype=np.uint8).reshape(4, 4, 3)
+PICTURES = {"map_Kd": "a.b.png", "map_Pr": "a.b_roughness.png"}
 
 
 def parse_obj(path):
@@ -26,12 +24,12 @@ def parse_obj(path):
 
 
 def write(path):
-    return write_obj(path, VERTICES, FACES, NORMALS, UVS, UV_FACES, encode_png(TEXTURE))
+    return write_obj(path, VERTICES, FACES, NORMALS, UVS, UV_FACES, PICTURES)
 
 
 def test_no_faces_writes_a_file_that_can_be_parsed(tmp_path):
     none = np.zeros((0, 3))
-    path = write_obj(tmp_path / "a.obj", none, none.astype(int), none, none[:, :2], none.astype(int), b"")["obj"]
+    path = write_obj(tmp_path / "a.obj", none, none.astype(int), none, none[:, :2], none.astype(int), {})["obj"]
     numbers, faces, _ = parse_obj(path)
     assert len(numbers["v"]) == len(faces) == 0
 
@@ -47,12 +45,11 @@ def test_numbers_survive(tmp_path):
 
 def test_files_refer_to_each_other(tmp_path):
     written = write(tmp_path / "a.b.obj")
-    assert {key: path.name for key, path in written.items()} == {"obj": "a.b.obj", "mtl": "a.b.mtl", "png": "a.b.png"}
+    assert {key: path.name for key, path in written.items()} == {"obj": "a.b.obj", "mtl": "a.b.mtl"}
     _, _, rows = parse_obj(written["obj"])
     material = dict(line.split(maxsplit=1) for line in written["mtl"].read_text().splitlines())
     assert rows["mtllib"] == [["a.b.mtl"]] and rows["usemtl"] == [[material["newmtl"]]]
-    assert material["map_Kd"] == "a.b.png"
-    assert np.array_equal(np.asarray(Image.open(written["png"])), TEXTURE)
+    assert {keyword: material[keyword] for keyword in PICTURES} == PICTURES
 
 
 def test_material_is_opaque_and_matte_for_every_reader(tmp_path):
@@ -63,5 +60,5 @@ def test_material_is_opaque_and_matte_for_every_reader(tmp_path):
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(ExportError, match="file/a.png: cannot be written"):
+    with pytest.raises(ExportError, match="file/a.mtl: cannot be written"):
         write(tmp_path / "file" / "a.obj")

@@ -1,3 +1,4 @@
+import io
 import os
 
 import numpy as np
@@ -6,7 +7,7 @@ import torch
 from PIL import Image
 
 from threestudio_pgc.export.files import ExportError
-from threestudio_pgc.export.pictures import contact_sheet, encode_png, heat_map, save_png, to_uint8, write_video
+from threestudio_pgc.export.pictures import contact_sheet, encode_picture, encode_png, heat_map, save_png, to_uint8, write_video
 
 
 def flat(color, height=8, width=6):
@@ -35,6 +36,32 @@ def test_png_holds_the_pixels(tmp_path):
     path = save_png(tmp_path / "a.png", image)
     assert np.array_equal(np.asarray(Image.open(path)), image)
     assert path.read_bytes() == encode_png(image)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("image_format", ["png", "jpeg", "webp"])
+def test_pictures_have_the_format_that_was_asked_for(image_format, channels):
+    pixels = np.full((5, 7, channels), 100, np.uint8)
+    if (image_format, channels) == ("jpeg", 4):
+        with pytest.raises(ValueError, match="found 'jpeg' for a picture of 4 channels"):
+            encode_picture(pixels, image_format)
+        return
+    picture = Image.open(io.BytesIO(encode_picture(pixels, image_format)))
+    assert picture.format == image_format.upper() and picture.size == (7, 5)
+    assert np.abs(np.asarray(picture).astype(int) - 100).max() <= 2
+
+
+def test_quality_trades_size_for_precision():
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    for image_format in ("jpeg", "webp"):
+        assert len(encode_picture(pixels, image_format, 20)) < len(encode_picture(pixels, image_format, 95))
+
+
+def test_formats_that_cannot_hold_a_picture_say_so():
+    with pytest.raises(ValueError, match="image_format: found 'tga', wanted one of png, jpeg, webp"):
+        encode_picture(np.zeros((1, 1, 3), np.uint8), "tga")
+    with pytest.raises(ValueError, match="found 'webp' for 16384 x 1 pixels, wanted at most 16383"):
+        encode_picture(np.zeros((1, 16384, 3), np.uint8), "webp")
 
 
 def test_contact_sheet_goes_row_by_row():

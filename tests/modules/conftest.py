@@ -1,7 +1,17 @@
+import logging
+
 import numpy as np
 import pytest
 
 SMALL_SHAPE = ("system.geometry.resolution=16", "system.geometry.shape_init_steps=60", "system.geometry.shape.max_resolution=16")
+
+
+@pytest.fixture(autouse=True)
+def messages_are_seen(monkeypatch):
+    """caplog sees the package's messages, whatever a launcher that ran before in this process has set up."""
+    logger = logging.getLogger("threestudio_pgc")
+    monkeypatch.setattr(logger, "propagate", True)
+    monkeypatch.setattr(logger, "level", logging.INFO)
 
 
 @pytest.fixture(scope="session")

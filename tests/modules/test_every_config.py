@@ -55,13 +55,13 @@ def test_it_trains_two_steps(path, tiny_models, disc, tmp_path):
 
 def test_every_experiment_of_the_issue_is_shipped():
     shipped = {path.stem for path in CONFIGS}
-    sdxl = {f"fantasia3d-sdxl{end}" for end in ("", "-pgc", "-pgc-normal", "-pgc-vsd", "-pgc-csd")}
+    sdxl = {f"fantasia3d-sdxl{end}" for end in ("", "-pgc", "-pgc-normal", "-pgc-vsd", "-pgc-csd", "-pgc-pbr")}
     sd = {f"fantasia3d-sd15-depth{end}" for end in ("", "-pgc", "-normal-pgc")}
     shapes = {
         f"fantasia3d-{name}"
         for name in ("geometry-pocket-pgc", "geometry-sd21-pgc", "joint-pocket-pgc", "joint-sdxl-pgc", "joint-sd15-depth")
     }
-    assert shipped == sdxl | sd | shapes | {"zero123-pgc", "sd3-pgc", "fantasia3d-pocket-pgc"}
+    assert shipped == sdxl | sd | shapes | {"zero123-pgc", "sd3-pgc", "fantasia3d-pocket-pgc", "fantasia3d-pocket-pgc-pbr"}
 
 
 # The paper's Figure 4: what differs from its own method, fantasia3d-joint-sdxl-pgc.yaml, or from the baseline.

@@ -188,8 +188,8 @@ def test_the_renderer_receives_the_regulated_gradient_through_the_trainer(launch
 
     forward, received = Fantasia3DSystem.forward, []
 
-    def watched(self, batch):
-        out = forward(self, batch)
+    def watched(self, batch, **kwargs):
+        out = forward(self, batch, **kwargs)
         if out["comp_rgb"].requires_grad:
             out["comp_rgb"].register_hook(lambda gradient: received.append((gradient.dtype, gradient.clone())))
         return out

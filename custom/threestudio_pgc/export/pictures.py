@@ -22,6 +22,9 @@ _HEAT_COLORS = torch.tensor(
 )
 _NOT_FINITE_COLOR = torch.tensor([1.0, 0.0, 1.0])
 
+PICTURE_SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
+WEBP_LIMIT = 16383  # pixels of a side
+
 
 def to_uint8(image: Image) -> np.ndarray:
     """An image as (H, W, 3) uint8, rounded; a single channel is repeated, NaN becomes 0."""
@@ -36,11 +39,35 @@ def to_uint8(image: Image) -> np.ndarray:
 
 
 def encode_png(image: Image) -> bytes:
-    """The image as a PNG file's bytes. Lightly compressed: ten times faster than the default for a tenth more space."""
+    """The image as a PNG file's bytes."""
+    return encode_picture(to_uint8(image))
+
+
+def encode_picture(pixels: np.ndarray, image_format: str = "png", quality: int = 90) -> bytes:
+    """Pixels (H, W, 1, 3 or 4) uint8 as the bytes of a picture file. Runs beside other threads.
+
+    Args:
+        image_format: "png" keeps every value. It is lightly compressed: ten times faster than Pillow's default for a tenth more space.
+            "jpeg" and "webp" are a fraction of the size and change values by a few of 255. "jpeg" has no fourth channel.
+        quality: of jpeg and webp, 1 to 100.
+    Raises:
+        ValueError: an unknown format, or one that cannot hold the picture.
+    """
     from PIL import Image as Pillow
 
+    if image_format not in PICTURE_SUFFIXES:
+        raise ValueError(f"image_format: found {image_format!r}, wanted one of {', '.join(PICTURE_SUFFIXES)}")
+    if image_format == "jpeg" and pixels.shape[-1] == 4:
+        raise ValueError("image_format: found 'jpeg' for a picture of 4 channels, wanted 'png' or 'webp'")
+    if image_format == "webp" and max(pixels.shape[:2]) > WEBP_LIMIT:
+        raise ValueError(f"image_format: found 'webp' for {pixels.shape[1]} x {pixels.shape[0]} pixels, wanted at most {WEBP_LIMIT} a side")
+    options = {
+        "png": {"compress_level": 1},
+        "jpeg": {"quality": quality, "subsampling": 0},  # halving the resolution of "colour" would blur maps that are no colours
+        "webp": {"quality": quality, "method": 1, "exact": True},  # exact: what lies under an alpha of 0 is a map here, not nothing
+    }
     buffer = io.BytesIO()
-    Pillow.fromarray(to_uint8(image)).save(buffer, format="PNG", compress_level=1)
+    Pillow.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(buffer, format=image_format, **options[image_format])
     return buffer.getvalue()
 
 

@@ -1,8 +1,18 @@
-"""Texture coordinates: the user's where they can hold a texture, else charts from xatlas."""
+"""Texture coordinates: the user's where they can hold a texture, else charts from xatlas, or projections where that takes too long."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import io
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,6 +29,8 @@ COVERAGE_LIMIT = 0.01  # least share of the texture in use
 OVERLAP_RESOLUTION = 1024
 PACKING_RESOLUTION = 1024
 CHARTS_PER_SURFACE = 100
+POLL_SECONDS = 0.1
+WORKER = Path(__file__).with_name("xatlas_worker.py")
 
 
 @dataclass
@@ -27,7 +39,7 @@ class UVAtlas:
 
     uvs: np.ndarray  # (T, 2) float32 in [0, 1]
     uv_faces: np.ndarray  # (F, 3) int64 into uvs
-    source: str  # "user" or "xatlas"
+    source: str  # "user", "xatlas" or "box"
 
 
 def uv_areas(uvs: np.ndarray, uv_faces: np.ndarray) -> np.ndarray:
@@ -71,64 +83,92 @@ def usable_uvs(mesh: TriangleMesh) -> tuple[bool, str]:
     return True, ""
 
 
-def unwrap(mesh: TriangleMesh, *, padding: int = 2, resolution: int = 2048) -> UVAtlas:
-    """Cut the surface into charts with xatlas and pack them into the unit square.
+def unwrap(
+    mesh: TriangleMesh,
+    *,
+    padding: int = 2,
+    resolution: int = 2048,
+    time_limit: float | None = None,
+    progress: Callable[[float], None] | None = None,
+) -> UVAtlas:
+    """Cut the surface into charts with xatlas and pack them into the unit square; with `box_projection` where xatlas fails.
 
     Charts are kept below 1/100 of the surface: ten times faster than xatlas' defaults on dense meshes, and less stretched.
 
+    xatlas cannot be interrupted, crashes on some meshes (two triangles can be enough), and lays parts of finely divided cylinders and
+    cones over each other. So it runs in a process of its own, which takes half a second to start and ends at the limit, and what it
+    finds is judged by `usable_uvs`.
+
     Args:
         padding: texels kept free between charts, at least, in a texture of `resolution`.
+        time_limit: seconds for xatlas, None for as long as it takes.
+        progress: called with the share of the time limit that has passed, since xatlas does not tell how far it is; with 1 at the end.
+    Warns:
+        UserWarning: xatlas was ended at the limit, crashed, or found nothing usable, so that coordinates are those of `box_projection`.
     Raises:
-        ExportError: the mesh has no faces or no area, or xatlas refuses it.
+        ExportError: the mesh has no faces or no area, or `time_limit` is not above 0.
     """
-    import xatlas
-
+    if time_limit is not None and not time_limit > 0:
+        raise ExportError(f"unwrap time_limit: found {time_limit}, wanted seconds above 0, or None for no limit")
     if len(mesh.faces) == 0:
         raise ExportError("unwrap: the mesh has no faces, wanted at least one triangle")
     vertices, faces = mesh.vertices.detach().cpu().numpy().astype(np.float32), mesh.faces.cpu().numpy()
     area = float(_surface_areas(mesh).sum())
-    if not area > 0:
+    if not (area > 0 and np.isfinite(area)):
         raise ExportError(f"unwrap: the mesh has a surface of {area}, wanted a positive finite one")
-    charts = xatlas.ChartOptions()
-    charts.max_chart_area = area / CHARTS_PER_SURFACE
-    packing = xatlas.PackOptions()
     # Packing takes long at full resolution, and the charts' borders are the same at half of it.
-    packing.resolution = min(resolution, PACKING_RESOLUTION)
-    atlas = xatlas.Atlas()
+    packing_resolution = min(resolution, PACKING_RESOLUTION)
+    # xatlas treats the resolution as a wish: the atlas comes out up to 1.4 times as large, which shrinks the padding
+    packing_padding = int(np.ceil(1.5 * padding * packing_resolution / resolution))
+    arguments = vertices, faces, area / CHARTS_PER_SURFACE, packing_resolution, packing_padding
     try:
-        atlas.add_mesh(vertices, faces.astype(np.uint32))
-        # xatlas treats the resolution as a wish: the atlas comes out up to 1.4 times as large, which shrinks the padding
-        packing.padding = int(np.ceil(1.5 * padding * packing.resolution / resolution))
-        atlas.generate(charts, packing)
-        _, uv_faces, uvs = atlas.get_mesh(0)
-    except RuntimeError as error:
-        raise ExportError(f"unwrap: xatlas cannot unwrap this mesh ({error})") from error
-    if uv_faces.shape != faces.shape:
-        raise ExportError(f"unwrap: xatlas returned {len(uv_faces)} of {len(faces)} faces")
-    # Atlases are seldom square; one scale for both axes keeps the texels on the surface square.
-    size = np.array([atlas.width, atlas.height], np.float64)
-    uvs = (uvs * (size / size.max())).clip(0, 1).astype(np.float32)
-    return UVAtlas(uvs, uv_faces.astype(np.int64), "xatlas")
+        uvs, uv_faces, size = _run_xatlas(*arguments, time_limit, progress)
+        # Atlases are seldom square; one scale for both axes keeps the texels on the surface square.
+        uvs = (uvs * (size / size.max())).clip(0, 1).astype(np.float32)
+        atlas = UVAtlas(uvs, uv_faces.astype(np.int64), "xatlas")
+        usable, reason = usable_uvs(replace(mesh, uvs=torch.from_numpy(atlas.uvs), uv_faces=torch.from_numpy(atlas.uv_faces)))
+        if not usable:
+            raise _NoAtlas(f"xatlas found nothing usable ({reason})")
+    except _NoAtlas as failure:
+        from .box_projection import box_projection  # itself in need of this module
+
+        warnings.warn(f"unwrap: {failure}; texture coordinates are projections along the axes instead, with more seams", stacklevel=2)
+        atlas = box_projection(mesh, padding, resolution)
+    if progress is not None:
+        progress(1.0)
+    return atlas
 
 
-def atlas_for(mesh: TriangleMesh, *, resolution: int = 2048) -> tuple[UVAtlas, str]:
-    """The user's texture coordinates where usable, else new ones; and why they were not usable ("" where they were)."""
+def atlas_for(
+    mesh: TriangleMesh,
+    *,
+    resolution: int = 2048,
+    time_limit: float | None = None,
+    progress: Callable[[float], None] | None = None,
+) -> tuple[UVAtlas, str]:
+    """The user's texture coordinates where usable, else new ones; and why they were not usable ("" where they were).
+
+    `time_limit`, `progress`, warnings and errors are those of `unwrap`.
+    """
     usable, reason = usable_uvs(mesh)
     if usable:
         return UVAtlas(mesh.uvs.detach().cpu().numpy(), mesh.uv_faces.cpu().numpy(), "user"), ""
-    return unwrap(mesh, resolution=resolution), reason
+    return unwrap(mesh, resolution=resolution, time_limit=time_limit, progress=progress), reason
 
 
-def split_vertices(faces: np.ndarray, uv_faces: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def split_vertices(faces: np.ndarray, uv_faces: np.ndarray, group: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """One index buffer for positions and texture coordinates, as glTF wants it.
 
     Args:
         faces, uv_faces: (F, 3), the same corners as indices of vertices and of texture coordinates.
+        group: (F,) bool; faces of different groups share no vertex.
     Returns:
         (N,) vertex and (N,) texture coordinate of each split vertex, ordered by vertex, and (F, 3) faces into them.
     """
     pairs = np.stack([faces.ravel(), uv_faces.ravel()])
     key = pairs[0] * (int(uv_faces.max(initial=0)) + 1) + pairs[1]
+    if group is not None:
+        key = 2 * key + np.repeat(group, 3)
     _, first, inverse = np.unique(key, return_index=True, return_inverse=True)
     return pairs[0, first], pairs[1, first], inverse.reshape(faces.shape)
 
@@ -143,6 +183,59 @@ def uv_to_clip(uvs: np.ndarray, size: int, offset: tuple[float, float] = (0.0, 0
     clip[0, :, 1] = 1 - 2 * uvs[:, 1] - 2 * offset[1] / size
     clip[0, :, 3] = 1
     return torch.from_numpy(clip)
+
+
+class _NoAtlas(Exception):
+    """xatlas gave no usable atlas; says why."""
+
+
+def _run_xatlas(
+    vertices: np.ndarray,
+    faces: np.ndarray,
+    max_chart_area: float,
+    resolution: int,
+    padding: int,
+    time_limit: float | None,
+    progress: Callable[[float], None] | None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`xatlas_worker.run_xatlas` in a process of its own. Raises _NoAtlas if xatlas refuses, crashes or is ended at the limit."""
+    limit = math.inf if time_limit is None else time_limit
+    begun = time.monotonic()
+    values = {"max_chart_area": max_chart_area, "resolution": resolution, "padding": padding, "seconds": limit}
+    # Not through multiprocessing, which would run the caller's own program once more.
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    # A file and no pipe: `communicate` forgets what it has not yet written to one when its time is up.
+    with tempfile.TemporaryFile() as packed:
+        np.savez(packed, vertices=vertices, faces=faces, **values)
+        packed.seek(0)
+        pipes = {"stdin": packed, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        process = subprocess.Popen([sys.executable, str(WORKER)], env=environment, **pipes)
+    try:
+        while True:
+            passed = time.monotonic() - begun
+            if passed >= limit:
+                raise _NoAtlas(f"xatlas was not done with {len(faces)} faces after {limit:g} s")
+            if progress is not None:
+                progress(passed / limit)
+            try:
+                output, errors = process.communicate(timeout=min(POLL_SECONDS, limit - passed))
+                break
+            except subprocess.TimeoutExpired:
+                pass
+    finally:  # also where the user interrupts us
+        process.kill()
+        process.wait()
+        for pipe in (process.stdout, process.stderr):
+            pipe.close()
+    if process.returncode != 0:
+        said = errors.decode(errors="replace").strip().splitlines()[-1:]
+        raise _NoAtlas(f"xatlas ended with status {process.returncode} on {len(faces)} faces ({''.join(said) or 'no message'})")
+    result = np.load(io.BytesIO(output))
+    if "error" in result:
+        raise _NoAtlas(f"xatlas refused {len(faces)} faces ({result['error']})")
+    if result["uv_faces"].shape != faces.shape:
+        raise _NoAtlas(f"xatlas returned {len(result['uv_faces'])} of {len(faces)} faces")
+    return result["uvs"], result["uv_faces"], result["size"]
 
 
 def _surface_areas(mesh: TriangleMesh) -> np.ndarray:

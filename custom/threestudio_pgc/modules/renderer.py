@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ..host import Rasterizer, register
 from ..scene.cameras import Cameras
-from ..scene.gbuffer import composite, render_gbuffer
+from ..scene.gbuffer import GBuffer, composite, render_gbuffer
+from ..scene.mesh import TriangleMesh
 from ..scene.raster import ANTIALIASING, make_rasterizer
 from .randomness import step_generator
 
@@ -71,6 +72,7 @@ class MeshRasterizer(Rasterizer):
         fovy: Tensor,
         render_rgb: bool = True,
         render_normal: bool = False,
+        render_maps: bool = False,
         **kwargs,
     ) -> dict[str, Any]:
         """Views of the object. The silhouettes of a shape that asks for a gradient are antialiased with one.
@@ -78,8 +80,9 @@ class MeshRasterizer(Rasterizer):
         Returns:
             "opacity" (B, H, W, 1); "depth" (B, H, W, 1), positive along the viewing axis, 0 outside; "comp_normal" (B, H, W, 3), world
             normals as (n + 1) / 2, black outside, the host's encoding; "view_normal" (B, H, W, 3) in [-1, 1], camera space, 0 outside;
-            "mesh"; with `render_rgb` "comp_rgb" and "comp_rgb_bg" (B, H, W, 3) in [0, 1]; with `render_normal` "normal_image" (B, H, W, 3)
-            in [0, 1], as `normal_space` and `normal_background` say.
+            "mesh"; with `render_rgb` "comp_rgb" and "comp_rgb_bg" (B, H, W, 3) in [0, 1], and of the N pixels that see the object
+            "positions" (N, 3) and "features" (N, F); with `render_normal` "normal_image" (B, H, W, 3) in [0, 1], as `normal_space` and
+            `normal_background` say; with `render_maps` "maps", what the material would export, by name, (B, H, W, 3) in [0, 1] on white.
         """
         cameras = Cameras(c2w, proj_mtx, mvp_mtx, camera_positions, elevation, azimuth, camera_distances, fovy)
         mesh = self.geometry.triangle_mesh()
@@ -98,15 +101,24 @@ class MeshRasterizer(Rasterizer):
             positions = buffers.select(buffers.position)
             view_of_pixel = buffers.indices // (height * width)
             directions = F.normalize(positions - camera_positions[view_of_pixel], dim=-1)
+            normals = buffers.select(buffers.normal)
+            if getattr(self.material, "requires_normal", False):
+                normals = _towards_viewer(normals, directions, mesh, buffers)
+            found = self.geometry(self._perturbed(positions, mesh.vertices))
             color = self.material(
-                **self.geometry(self._perturbed(positions, mesh.vertices)),
+                **found,
                 viewdirs=directions,
                 positions=positions,
-                shading_normal=buffers.select(buffers.normal),
+                shading_normal=normals,
                 light_positions=light_positions[view_of_pixel],
             )
             background = self.background(dirs=torch.zeros_like(buffers.position))
             out |= {"comp_rgb": composite(color, buffers, background, *outline), "comp_rgb_bg": background}
+            out |= {"positions": positions, "features": found["features"]}
+            if render_maps:
+                white = torch.ones_like(buffers.position)
+                maps = self.material.export(**found, shading_normal=normals)
+                out["maps"] = {name: composite(_as_picture(name, maps[name]), buffers, white) for name in maps}
         if render_normal:
             normal = buffers.normal if self.cfg.normal_space == "world" else buffers.view_normal
             background = torch.tensor(list(self.cfg.normal_background)).to(normal).expand_as(normal)
@@ -120,3 +132,15 @@ class MeshRasterizer(Rasterizer):
         size = (vertices.detach().amax(dim=0) - vertices.detach().amin(dim=0)).max()
         noise = torch.rand(positions.shape, generator=step_generator("perturb", self._step, positions.device), device=positions.device)
         return positions + (2 * noise - 1) * self.cfg.perturb * size
+
+
+def _towards_viewer(normals: Tensor, directions: Tensor, mesh: TriangleMesh, buffers: GBuffer) -> Tensor:
+    """(N, 3) normals turned round where a face shows its back, as viewers light the two sides of an open surface."""
+    face = buffers.select(buffers.rast)[:, 3].long() - 1
+    back = (mesh.face_normals().detach()[face] * directions).sum(-1, keepdim=True) > 0
+    return torch.where(back, -normals, normals)
+
+
+def _as_picture(name: str, values: Tensor) -> Tensor:
+    """(N, 3) in [0, 1] from a map's (N, 1) or (N, 3) values; normals as (n + 1) / 2."""
+    return (values * 0.5 + 0.5 if name == "shading_normal" else values).expand(-1, 3)

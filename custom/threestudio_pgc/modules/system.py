@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from tqdm import tqdm
 
 from ..export.pictures import contact_sheet, heat_map, save_png
 from ..export.textured_mesh import export_textured_mesh
@@ -13,6 +14,8 @@ from ..host import BaseLift3DSystem, find, get_rank, info, load_module_weights, 
 from ..scene.marching_tetrahedra import SurfaceError
 from ..scene.reference import LOSSES, reference_losses
 from .guidance import BUFFERS
+from .material import REGULARIZERS as MATERIAL_REGULARIZERS
+from .randomness import step_generator
 from .tetrahedral_shape import REGULARIZERS
 
 # Numbers of the guidance that the progress bar shows.
@@ -20,6 +23,8 @@ _BAR = {"share_clipped": "clipped"}
 # The system's guidances, and where a checkpoint keeps the state of each.
 _GUIDANCES = {"guidance": "pgc_guidance", "normal_guidance": "pgc_normal_guidance"}
 STAGES = ("texture", "geometry", "joint")
+# How far from a point the maps are compared with its own, standard deviation; the authors' 0.01 of a cube of half width 1.
+_NEARBY = 0.01
 
 
 @register("pgc-fantasia3d-system")
@@ -37,7 +42,8 @@ class Fantasia3DSystem(BaseLift3DSystem):
     loss: lambda_<name> for every loss_<name> of the guidance; lambda_normal_<name> for those of the normals in the joint stage, where a
         lambda_normal_sds of 0 leaves that guidance out. For a shape that moves lambda_normal_consistency, _laplacian, _eikonal and
         _sdf_entropy, see `scene.regularizers`. Where the data has a reference view lambda_reference_rgb, _mask, _depth and _normal, see
-        `scene.reference.reference_losses`. One of the latter two kinds that is not given is 0. Each is a number or a schedule.
+        `scene.reference.reference_losses`. For a material with maps lambda_base_color_smoothness and _material_smoothness, and for a light
+        that is trained lambda_white_light. One of the latter three kinds that is not given is 0. Each is a number or a schedule.
     """
 
     @dataclass
@@ -67,12 +73,26 @@ class Fantasia3DSystem(BaseLift3DSystem):
         if stage != "texture" and not self._shape_moves():
             raise ValueError(f"system.stage: found {stage!r}, wanted 'texture': {self.cfg.geometry_type} has a fixed shape")
         self._check_weights()
+        self._check_material()
         if self._starts_anew() and hasattr(self.geometry, "read_initial_shape"):
             self.geometry.read_initial_shape()  # a mesh that cannot be read is found before anything is begun
 
     def _starts_anew(self) -> bool:
         """Whether no checkpoint gives the fields their values."""
         return not (self.resumed or self.cfg.weights or self.geometry.cfg.weights)
+
+    def _check_material(self) -> None:
+        texture, wanted = getattr(self.geometry, "texture", None), getattr(self.material, "n_features", None)
+        found = getattr(getattr(texture, "config", None), "n_output", wanted)
+        if found != wanted:
+            raise ValueError(
+                f"system.geometry.texture.n_output: found {found}, wanted {wanted}, the features that {self.cfg.material_type} reads"
+            )
+        for key in (f"lambda_{name}" for name in MATERIAL_REGULARIZERS):
+            if self.cfg.loss.get(key) and not hasattr(self.material, "regularizer"):
+                raise ValueError(f"system.loss.{key}: found {self.cfg.loss[key]}, wanted 0: {self.cfg.material_type} has no such maps")
+        if self.cfg.loss.get("lambda_white_light") and not self.material.cfg.trainable_light:
+            raise ValueError("system.loss.lambda_white_light: found a weight, wanted 0, or system.material.trainable_light=true")
 
     def _shape_moves(self) -> bool:
         return getattr(self.geometry, "shape_moves", False)
@@ -149,8 +169,9 @@ class Fantasia3DSystem(BaseLift3DSystem):
         losses = reference_losses(self(reference), reference, weights)
         return {f"loss_reference_{name}": value for name, value in losses.items()}
 
-    def forward(self, batch: dict[str, Any]) -> dict[str, Any]:
-        return self.renderer(**batch, render_rgb=self.cfg.stage != "geometry", render_normal=self.cfg.stage != "texture")
+    def forward(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        colors, normals = self.cfg.stage != "geometry", self.cfg.stage != "texture"
+        return self.renderer(**batch, render_rgb=colors, render_normal=normals, **kwargs)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any] | None:
         batch = dict(batch)
@@ -168,7 +189,7 @@ class Fantasia3DSystem(BaseLift3DSystem):
             # The first guidance has done its backward pass through the encoder by now: only one of the two is in memory at a time.
             of_normals = self._distil_normals(self.normal_guidance, out, batch, buffers)
             guided |= {_normal_name(name): value for name, value in of_normals.items()}
-        guided |= self._regularizers(out["mesh"])
+        guided |= self._regularizers(out["mesh"]) | self._material_regularizers(out)
         if reference is not None:
             guided |= self._reference_losses(reference)
         loss = 0.0
@@ -200,6 +221,18 @@ class Fantasia3DSystem(BaseLift3DSystem):
         wanted = [name for name in REGULARIZERS if self.C(self.cfg.loss.get(f"lambda_{name}", 0.0))]
         return {f"loss_{name}": self.geometry.regularizer(name, mesh) for name in wanted}
 
+    def _material_regularizers(self, out: dict[str, Any]) -> dict[str, torch.Tensor]:
+        wanted = [name for name in MATERIAL_REGULARIZERS if self.C(self.cfg.loss.get(f"lambda_{name}", 0.0))]
+        if not wanted or "features" not in out:
+            return {}
+        nearby = out["features"]
+        if wanted != ["white_light"]:
+            positions = out["positions"].detach()
+            generator = step_generator("nearby", self.true_global_step, positions.device)
+            offsets = _NEARBY * torch.randn(positions.shape, generator=generator, device=positions.device)
+            nearby = self.geometry(positions + offsets)["features"]
+        return {f"loss_{name}": self.material.regularizer(name, out["features"], nearby) for name in wanted}
+
     def _last_good_checkpoint(self) -> str:
         """A sentence naming the newest checkpoint whose shape has a surface."""
         callback = self.trainer.checkpoint_callback
@@ -224,12 +257,15 @@ class Fantasia3DSystem(BaseLift3DSystem):
                 getattr(self, f"save_{output.save_type}")(f"it{self.true_global_step}-export/{output.save_name}", **output.params)
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        out = self(batch)
+        # Of a material that has more than a colour, its maps are shown too.
+        out = self(batch, render_maps=getattr(self.material, "requires_normal", False))
+        self._keep_for_sheet(out, batch)
         for row, index in enumerate(batch["index"].tolist()):
+            pictures = self._pictures(out, row) + [picture[row] for picture in out.get("maps", {}).values()]
             self.save_image_grid(
                 f"it{self.true_global_step}-{index}.png",
                 [
-                    *({"type": "rgb", "img": picture, "kwargs": {"data_format": "HWC"}} for picture in self._pictures(out, row)),
+                    *({"type": "rgb", "img": picture, "kwargs": {"data_format": "HWC"}} for picture in pictures),
                     {"type": "rgb", "img": out["comp_normal"][row], "kwargs": {"data_format": "HWC", "data_range": (0, 1)}},
                     {"type": "grayscale", "img": out["opacity"][row, :, :, 0], "kwargs": {"cmap": None, "data_range": (0, 1)}},
                 ],
@@ -248,6 +284,11 @@ class Fantasia3DSystem(BaseLift3DSystem):
         return [out["normal_image"][row], clay.expand(-1, -1, 3)]
 
     def on_validation_epoch_end(self) -> None:
+        step = self.true_global_step
+        if len(self._sheet) > 1:  # with data.n_val_views of 1 the one picture is all there is
+            self.save_img_sequence(f"it{step}-val", ".", rf"^it{step}-(\d+)\.png$", save_format="mp4", fps=30, name="val", step=step)
+            self._save_sheet(f"it{step}-val")
+        self._sheet = {}
         for name, prefix in zip(_GUIDANCES, ("", "normal-")):
             guidance, stem = getattr(self, name, None), f"it{self.true_global_step}-{prefix}"
             norms = getattr(guidance, "last_norms", lambda: None)()
@@ -267,28 +308,43 @@ class Fantasia3DSystem(BaseLift3DSystem):
                 name="test_step",
                 step=self.true_global_step,
             )
-        self._sheet = getattr(self, "_sheet", {})
-        views = max(1, self.cfg.contact_sheet_views)
-        count = len(self.trainer.test_dataloaders.dataset)
-        kept = {round(view * count / views) for view in range(views)}
-        seen = {i: torch.cat(self._pictures(out, row), dim=1).cpu() for row, i in enumerate(batch["index"].tolist()) if i in kept}
-        self._sheet.update(seen)
+        self._keep_for_sheet(out, batch)
 
     def on_test_epoch_end(self) -> None:
         name = f"it{self.true_global_step}-test"
         self.save_img_sequence(name, name, r"(\d+)\.png", save_format="mp4", fps=30, name="test", step=self.true_global_step)
-        pictures = [self._sheet[index].clamp(0, 1).numpy() for index in sorted(self._sheet)]
-        sheet = Path(self.get_save_path(f"{name}-sheet.png"))
-        save_png(sheet, contact_sheet(pictures, columns=min(len(pictures), 4)))
+        sheet = self._save_sheet(name)
         self._sheet = {}
         info(f"Turntable: {self.get_save_path(name + '.mp4')}")
         info(f"Contact sheet: {sheet}")
 
+    _sheet: dict[int, torch.Tensor] = {}
+
+    def _keep_for_sheet(self, out: dict[str, Any], batch: dict[str, Any]) -> None:
+        """Keep those of the batch's views that belong on the contact sheet, spread evenly over the turntable."""
+        views, trainer = max(1, self.cfg.contact_sheet_views), self.trainer
+        loader = (
+            trainer.test_dataloaders if trainer.testing else trainer.predict_dataloaders if trainer.predicting else trainer.val_dataloaders
+        )
+        kept = {round(view * len(loader.dataset) / views) for view in range(views)}
+        seen = {i: torch.cat(self._pictures(out, row), dim=1).cpu() for row, i in enumerate(batch["index"].tolist()) if i in kept}
+        self._sheet = {**self._sheet, **seen}
+
+    def _save_sheet(self, name: str) -> Path:
+        pictures = [self._sheet[index].clamp(0, 1).numpy() for index in sorted(self._sheet)]
+        return save_png(Path(self.get_save_path(f"{name}-sheet.png")), contact_sheet(pictures, columns=min(len(pictures), 4)))
+
     @torch.no_grad()
-    def save_textured_mesh(self, filename: str, mesh: Any, color: Any, formats: tuple[str, ...], resolution: int, **kwargs) -> list[str]:
+    def save_textured_mesh(self, filename: str, mesh: Any, maps: Any, options: dict[str, Any], **kwargs) -> list[str]:
         """What "textured_mesh" means to an exporter: `filename` without suffix, relative to the run's save folder."""
         target = Path(self.get_save_path(filename))
-        paths = export_textured_mesh(mesh, color, target.parent, target.name, formats=formats, resolution=resolution)
+        with tqdm(total=1000, desc="Export", bar_format="{desc}{percentage:3.0f}% |{bar}| {elapsed}<{remaining}", leave=False) as bar:
+
+            def report(stage: str, share: float) -> None:
+                bar.set_description(f"Export, {stage}", refresh=False)
+                bar.update(int(1000 * share) - bar.n)
+
+            paths = export_textured_mesh(mesh, maps, target.parent, target.name, progress=report, **options)
         for kind, path in paths.items():
             info(f"{kind.upper()}: {path}")
         return [str(path) for path in paths.values()]
