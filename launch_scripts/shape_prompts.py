@@ -1,20 +1,22 @@
 """Shapes from prompts with the bundled models, from a sphere: the geometry stage with PGC and without, and shape and texture together.
 
-    python launch_scripts/shape_prompts.py [--workers 2] [--only vase] [--studies geometry joint] [key=value ...]
+    python launch_scripts/shape_prompts.py [--workers 2] [--only vase] [--studies geometry joint] [--rerun] [key=value ...]
 
-Every run is an ordinary launcher run in outputs/shape-prompts/; finished ones are skipped. Writes contact sheets and shapes.json: of each
-run its seconds, and of its shape the loose pieces and how much of the surface they are.
+Every run is an ordinary launcher run in outputs/shape-prompts/; finished ones are skipped, and those with other settings are replaced with
+--rerun only. Writes contact sheets and shapes.json: of each run its seconds, and of its shape the loose pieces and how much of the surface
+they are.
 """
 
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "custom")]
 
-from launch_scripts.studies import Job, run_all, views  # noqa: E402
+from launch_scripts.studies import Job, StudyError, prompt_override, run_all, shipped, views  # noqa: E402
 
 RUNS = ROOT / "outputs" / "shape-prompts"
 SHAPES = ("vase", "cube", "bottle", "bowl", "mug", "teapot", "bunny", "torus")
@@ -27,10 +29,11 @@ STUDIES = {
 }
 
 
-def job(study: str, prompt: str, variant: str) -> Job:
+def job(study: str, prompt: str, variant: str, more: Sequence[str]) -> Job:
     config, _, variants = STUDIES[study]
-    overrides = (*variants[variant], f"data.n_test_views={VIEWS}", f"system.contact_sheet_views={VIEWS}", "trainer.val_check_interval=null")
-    return Job("shape-prompts", f"{study} {prompt} {variant}", config, prompt, overrides)
+    overrides = (prompt_override(prompt), *variants[variant], f"data.n_test_views={VIEWS}", f"system.contact_sheet_views={VIEWS}")
+    label = f"{study} {prompt} {variant}"
+    return Job(label, RUNS / label.replace(" ", "_"), shipped(config), (*overrides, "trainer.val_check_interval=null", *more))
 
 
 def pieces(done: Job) -> dict[str, float]:
@@ -58,6 +61,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--only", default="", help="prompts that contain this text")
     parser.add_argument("--studies", nargs="+", choices=STUDIES, default=list(STUDIES))
+    parser.add_argument("--rerun", action="store_true", help="replace runs that were made with other settings")
     parser.add_argument("--output", type=Path, default=RUNS, help="folder of the contact sheets")
     args, overrides = parser.parse_known_args()
 
@@ -67,8 +71,12 @@ def main() -> None:
     for study in args.studies:
         _, prompts, variants = STUDIES[study]
         prompts = [prompt for prompt in prompts if args.only in prompt]
-        jobs = {(prompt, variant): job(study, prompt, variant) for variant in variants for prompt in prompts}
-        failed = run_all(list(jobs.values()), args.workers, overrides)
+        jobs = {(prompt, variant): job(study, prompt, variant, overrides) for variant in variants for prompt in prompts}
+        try:
+            records = run_all(list(jobs.values()), ["none"] * args.workers, rerun=args.rerun)
+        except StudyError as error:
+            sys.exit(f"error: {error}")
+        failed = {one.label for one, record in zip(jobs.values(), records) if "error" in record}
         for variant in variants:
             done = [prompt for prompt in prompts if jobs[prompt, variant].label not in failed]
             if not done:
@@ -83,7 +91,7 @@ def main() -> None:
             print(f"{study}, {variant}: {save_png(path, contact_sheet(pictures, columns=2 * VIEWS, labels=labels))}")
             for prompt in done:
                 finished = jobs[prompt, variant]
-                table[finished.label] = json.loads((finished.folder / "record.json").read_text()) | pieces(finished)
+                table[finished.label] = finished.record | pieces(finished)
                 found = table[finished.label]
                 print(f"  {finished.label}: {found['pieces']} piece(s), {found['loose']:.1%} of the surface loose")
     RUNS.mkdir(parents=True, exist_ok=True)

@@ -1,19 +1,21 @@
 """Twelve prompts on four meshes with the bundled model, each with PGC, without, and with the control: the pictures in docs/.
 
-    python launch_scripts/twelve_prompts.py [--workers 2] [--only brick] [key=value ...]
+    python launch_scripts/twelve_prompts.py [--workers 2] [--only brick] [--rerun] [key=value ...]
 
 The control scales each view's gradient by its RMS and clips nothing; without it, "clipping helps" could mean "equal scale helps". Every
-run is an ordinary launcher run in outputs/twelve-prompts/; finished ones are skipped, so the script can be stopped and called again.
+run is an ordinary launcher run in outputs/twelve-prompts/; finished ones are skipped, so the script can be stopped and called again, and
+those with other settings are replaced with --rerun only.
 """
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "custom")]
 
-from launch_scripts.studies import Job, run_all, views  # noqa: E402
+from launch_scripts.studies import Job, StudyError, prompt_override, run_all, shipped, views  # noqa: E402
 
 RUNS = ROOT / "outputs" / "twelve-prompts"
 PAIRS = [
@@ -38,11 +40,12 @@ VARIANTS = {
 VIEWS = 4
 
 
-def job(pair: tuple[str, str], variant: str) -> Job:
+def job(pair: tuple[str, str], variant: str, more: Sequence[str] = ()) -> Job:
     prompt, mesh = pair
-    overrides = (f"system.geometry.mesh=builtin:{mesh}", *VARIANTS[variant], f"data.n_test_views={VIEWS}")
-    overrides += (f"system.contact_sheet_views={VIEWS}", "trainer.val_check_interval=null")
-    return Job("twelve-prompts", f"{prompt}-{variant}", "fantasia3d-pocket-pgc", prompt, overrides)
+    overrides = (prompt_override(prompt), f"system.geometry.mesh=builtin:{mesh}", *VARIANTS[variant], f"data.n_test_views={VIEWS}")
+    overrides += (f"system.contact_sheet_views={VIEWS}", "trainer.val_check_interval=null", *more)
+    label = f"{prompt}-{variant}"
+    return Job(label, RUNS / label.replace(" ", "_"), shipped("fantasia3d-pocket-pgc"), overrides)
 
 
 def main() -> None:
@@ -50,6 +53,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--only", default="", help="prompts that contain this text")
     parser.add_argument("--output", type=Path, default=RUNS, help="folder of the contact sheets")
+    parser.add_argument("--rerun", action="store_true", help="replace runs that were made with other settings")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     args, overrides = parser.parse_known_args()
     pairs = [pair for pair in PAIRS if args.only in pair[0]]
@@ -58,7 +62,12 @@ def main() -> None:
 
     from threestudio_pgc.export.pictures import contact_sheet, save_png
 
-    failed = run_all([job(pair, variant) for variant in args.variants for pair in pairs], args.workers, overrides)
+    jobs = [job(pair, variant, overrides) for variant in args.variants for pair in pairs]
+    try:
+        records = run_all(jobs, ["none"] * args.workers, rerun=args.rerun)
+    except StudyError as error:
+        sys.exit(f"error: {error}")
+    failed = {one.label for one, record in zip(jobs, records) if "error" in record}
     done = [pair for pair in pairs if not any(job(pair, variant).label in failed for variant in args.variants)]
 
     def seen(pair: tuple[str, str], variant: str) -> list:
