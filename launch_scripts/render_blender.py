@@ -411,11 +411,9 @@ def _import(path: Path, obj_up: str):
 
 
 def stands_z_up(document: dict) -> bool:
-    """Whether a glTF file is one of ours whose mesh keeps z up, turned upright by its node: Blender shows its own coordinates."""
-    if not str(document["asset"].get("generator", "")).startswith("threestudio_pgc"):
-        return False
+    """Whether a glTF file's meshes keep z up, turned upright by their nodes, as ours do: Blender shows their own coordinates."""
     rotations = [node.get("rotation", [0, 0, 0, 1]) for node in document.get("nodes", []) if "mesh" in node]
-    return any(all(abs(a - b) < 1e-6 for a, b in zip(rotation, Z_UP_NODE)) for rotation in rotations)
+    return all(all(abs(a - b) < 1e-6 for a, b in zip(rotation, Z_UP_NODE)) for rotation in rotations)
 
 
 def _make_flat(material) -> None:

@@ -187,7 +187,7 @@ def test_our_files_are_known_by_the_node_that_turns_them(tmp_path):
     for up in ("z", "y"):
         document = render_blender._gltf_document(export_lettered(tmp_path, up)["glb"])
         assert render_blender.stands_z_up(document) == (up == "z")
-        document["asset"]["generator"] = "another"
+        document["nodes"][0]["rotation"] = [0, 0.6, 0, 0.8]
         assert not render_blender.stands_z_up(document)
 
 

@@ -211,6 +211,22 @@ def test_gltf_is_turned_upright_and_never_mirrored(tmp_path):
     np.testing.assert_allclose(turned.vertices[turned.faces], mesh.vertices[mesh.faces], atol=1e-6)
 
 
+def test_a_glb_that_turns_a_z_up_mesh_upright_is_read_as_that_mesh_itself(tmp_path):
+    """As Blender's and our own are: else a mesh that was exported and textured again would have its front on another side."""
+    from threestudio_pgc.export.textured_mesh import export_textured_mesh
+
+    write_obj(tmp_path / "mesh.obj", TETRAHEDRON, TETRAHEDRON_FACES)
+    first = load_mesh(tmp_path / "mesh.obj")
+    color = lambda points, normals: {"base_color": torch.full_like(points, 0.5)}  # noqa: E731
+    export_textured_mesh(first, color, tmp_path, "mesh", formats=("glb",), resolution=64)
+    again = load_mesh(tmp_path / "mesh.glb")
+    assert set(map(tuple, again.vertices.tolist())) == set(map(tuple, TETRAHEDRON.tolist()))
+    np.testing.assert_allclose(again.frame.rotation, np.eye(3))
+    assert volume(again) > 0
+    told = load_mesh(tmp_path / "mesh.glb", up="y")  # what is said counts
+    assert sorted(told.frame.apply(told.vertices.numpy())[:, 1].round(6).tolist()) == [0, 0, 0, 3]
+
+
 def test_degenerate_faces_are_left_out_and_said_so(tmp_path):
     faces = [*TETRAHEDRON_FACES.tolist(), [0, 0, 1], [0, 1, 4]]
     write_obj(tmp_path / "mesh.obj", [*TETRAHEDRON, [2, 0, 0]], faces)
@@ -240,9 +256,7 @@ def test_far_from_the_origin_the_shape_survives(tmp_path):
 def test_texture_seams_do_not_split_the_geometry(tmp_path):
     """Two triangles that share an edge in space but not in the texture."""
     (tmp_path / "mesh.obj").write_text(
-        "v 0 0 0\nv 1 0 0\nv 1 1 0\nv 0 1 0.5\n"
-        "vt 0 0\nvt 0.4 0\nvt 0.4 0.4\nvt 0.6 0.6\nvt 1 1\nvt 0.6 1\n"
-        "f 1/1 2/2 3/3\nf 1/4 3/5 4/6\n"
+        "v 0 0 0\nv 1 0 0\nv 1 1 0\nv 0 1 0.5\nvt 0 0\nvt 0.4 0\nvt 0.4 0.4\nvt 0.6 0.6\nvt 1 1\nvt 0.6 1\nf 1/1 2/2 3/3\nf 1/4 3/5 4/6\n"
     )
     mesh = load_mesh(tmp_path / "mesh.obj")
     assert mesh.vertices.shape == (4, 3) and mesh.faces.tolist() == [[0, 1, 2], [0, 2, 3]]

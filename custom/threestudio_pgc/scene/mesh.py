@@ -23,6 +23,8 @@ LINEAR_COLOR_SUFFIXES = Y_UP_SUFFIXES  # glTF's factors and vertex colours are l
 # Stored = Y_UP_TO_Z_UP @ file. A cyclic exchange of axes, hence a rotation: y becomes up, and z, the front of a glTF model, becomes +x,
 # which is what the camera at azimuth 0 sees as the front.
 Y_UP_TO_Z_UP = np.array([[0.0, 0.0, 1.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+# What a glTF file's nodes do to a mesh whose own up is z, Blender's and our exporter's too. Such a mesh is read as its own file would be.
+Z_UP_NODE = np.array([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, -1.0, 0.0]])
 
 
 class MeshError(ValueError):
@@ -168,8 +170,8 @@ def load_mesh(path: str | Path, *, max_faces: int = MAX_FACES, up: str | None = 
 
     Args:
         max_faces: refuse more than this.
-        up: "y" or "z", the axis that is up in the file; default: y for glTF, z for everything else. A y-up mesh is rotated, never
-            mirrored; its `frame` leads back to the file's coordinates.
+        up: "y" or "z", the axis that is up in the file; default: y for glTF, unless its nodes turn a z-up mesh upright, z for everything
+            else. A y-up mesh is rotated, never mirrored; its `frame` leads back to the file's coordinates.
 
     Warns:
         UserWarning: degenerate faces were left out; texture coordinates were dropped because only some parts have them.
@@ -183,7 +185,10 @@ def load_mesh(path: str | Path, *, max_faces: int = MAX_FACES, up: str | None = 
     path = Path(path).expanduser()
     if up not in (None, "y", "z"):
         raise MeshError(f"{name}: up is {up!r}; want 'y' or 'z'")
-    positions, faces, uvs, colors, face_colors = _read(path, name)
+    positions, faces, uvs, colors, face_colors, z_up_node = _read(path, name)
+    if up is None:
+        up = "y" if path.suffix.lower() in Y_UP_SUFFIXES and not z_up_node else "z"
+        positions = positions @ Z_UP_NODE if z_up_node else positions
 
     if len(faces) > max_faces:
         raise MeshError(
@@ -201,7 +206,7 @@ def load_mesh(path: str | Path, *, max_faces: int = MAX_FACES, up: str | None = 
     if not extent > 0 or not np.isfinite(extent):
         raise MeshError(f"{name}: all vertices lie at {low.tolist()}; want a mesh that has an extent")
 
-    rotation = Y_UP_TO_Z_UP if (up or ("y" if path.suffix.lower() in Y_UP_SUFFIXES else "z")) == "y" else np.eye(3)
+    rotation = Y_UP_TO_Z_UP if up == "y" else np.eye(3)
     # float32 keeps 7 digits: georeferenced models far from the origin would lose their shape
     offset = (low + high) / 2 if np.abs(low + high).max() > 100 * extent else np.zeros(3)
     frame = Similarity(rotation.T, 1.0, offset)
@@ -243,8 +248,9 @@ def normalize(mesh: TriangleMesh, extent: float = 0.8) -> TriangleMesh:
     return replace(mesh, vertices=moved, frame=frame)
 
 
-def _read(path: Path, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None, FaceColors | None]:
-    """Positions (V, 3) float64, faces (F, 3), uvs (V, 2) or None, colours (V, 3) or None, colours by face or None.
+def _read(path: Path, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None, FaceColors | None, bool]:
+    """Positions (V, 3) float64, faces (F, 3), uvs (V, 2) or None, colours (V, 3) or None, colours by face or None, and whether the nodes
+    of all parts turn them by Z_UP_NODE.
 
     All parts are merged, as the file has them.
     """
@@ -295,7 +301,8 @@ def _read(path: Path, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray | N
         colors = None
     merged_uvs = None if uvs is None else np.concatenate(uvs)
     merged_colors = None if colors is None else np.concatenate(colors)
-    return np.concatenate(positions), np.concatenate(faces), merged_uvs, merged_colors, _merge_face_colors(painted)
+    z_up_node = all(np.allclose(transform[:3, :3], Z_UP_NODE, atol=1e-6) for _, transform in parts)
+    return np.concatenate(positions), np.concatenate(faces), merged_uvs, merged_colors, _merge_face_colors(painted), z_up_node
 
 
 def _part_uvs(part) -> np.ndarray | None:
