@@ -135,6 +135,28 @@ def test_export_comes_back_in_the_users_frame_and_topology_with_his_uvs(box, tmp
     assert len(positions) == 24
 
 
+@pytest.mark.parametrize(
+    "spoil, reason",
+    [
+        (lambda uvs: uvs + 0.5, "beyond"),
+        (lambda uvs: (uvs * 3 % 1) / 3, "lie over others"),
+        (lambda uvs: uvs * 0 + 0.5, "of the texture"),
+    ],
+)
+def test_texture_coordinates_that_cannot_hold_a_texture_are_replaced_and_that_is_said(box, tmp_path, maps_fn, spoil, reason):
+    own = box.uvs.clone()
+    box.uvs = spoil(own)
+    with pytest.warns(UserWarning, match=f"the mesh's own texture coordinates are replaced: .*{reason}"):
+        files = export_textured_mesh(box, maps_fn, tmp_path, "box", formats=["obj"], resolution=64, samples=1)
+    numbers, faces = parse_obj(files["obj"])[:2]
+    assert np.array_equal(faces[..., 0], box.faces) and numbers["vt"].min() >= 0 and numbers["vt"].max() <= 1
+
+
+def test_no_word_of_texture_coordinates_where_there_were_none(bare_sphere, tmp_path, maps_fn, recwarn):
+    export_textured_mesh(bare_sphere, maps_fn, tmp_path, "sphere", formats=["glb"], resolution=64, samples=1)
+    assert not [warning for warning in recwarn if "texture coordinates" in str(warning.message)]
+
+
 def test_positions_of_an_untouched_mesh_come_back_bit_for_bit(box, tmp_path, maps_fn):
     box.vertices += torch.rand(8, 3, generator=torch.Generator().manual_seed(0)) * 0.1
     written = export_textured_mesh(box, maps_fn, tmp_path, "box", resolution=32)

@@ -93,6 +93,13 @@ def test_export_and_test_from_a_checkpoint(trained, launch):
     assert launch("export", trained, f"resume={checkpoint(trained)}") == 0
     (folder,) = (trained / "n" / "t" / "save").glob("*export*")
     assert {"model.glb", "model.obj", "model.mtl", "model.png"} <= {path.name for path in folder.iterdir()}
+    film, sheet = (trained / "n" / "t" / "save" / name for name in ("it4-test.mp4", "it4-test-sheet.png"))
+    for path in (film, sheet):
+        path.unlink()
+    assert launch("export", trained, f"resume={checkpoint(trained)}", "system.exporter.save_video=false") == 0
+    assert not film.exists()
+    assert launch("export", trained, f"resume={checkpoint(trained)}") == 0
+    assert film.is_file() and sheet.is_file()
     assert launch("test", trained, f"resume={checkpoint(trained)}") == 0
 
 

@@ -1,1 +1,1 @@
-"""From a mesh and a colour per point to files: unwrap, bake, GLB, OBJ; and pictures of it."""
+"""From a mesh and the maps of its surface to files: unwrap, bake, GLB, OBJ; and pictures of it."""

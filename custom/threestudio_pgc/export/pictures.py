@@ -64,7 +64,8 @@ def encode_picture(pixels: np.ndarray, image_format: str = "png", quality: int =
     options = {
         "png": {"compress_level": 1},
         "jpeg": {"quality": quality, "subsampling": 0},  # halving the resolution of "colour" would blur maps that are no colours
-        "webp": {"quality": quality, "method": 1, "exact": True},  # exact: what lies under an alpha of 0 is a map here, not nothing
+        # exact: what lies under an alpha of 0 is a map here, not nothing; methods 0 and 1 fail on large noisy pictures
+        "webp": {"quality": quality, "method": 2, "exact": True},
     }
     buffer = io.BytesIO()
     Pillow.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(buffer, format=image_format, **options[image_format])

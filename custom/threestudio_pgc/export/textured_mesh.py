@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -59,6 +60,8 @@ def export_textured_mesh(
     Returns:
         the files written: "glb", "obj", "mtl", the base colour under its format ("png", "jpeg", "webp"), and other pictures by their
         name in lower case, such as "orm", "normal", "maskmap".
+    Warns:
+        UserWarning: the mesh's own texture coordinates are not used, and why; others of `unwrap.unwrap`.
     Raises:
         ExportError: nothing to export, an argument out of range, maps_fn gives something else than maps, too little space, or a file
             that cannot be written.
@@ -97,7 +100,9 @@ def export_textured_mesh(
 
     report("unwrapping", 0.0)
     unwrapped = {"time_limit": unwrap_seconds, "progress": lambda share: report("unwrapping", 0.2 * share)}
-    atlas, _ = atlas_for(mesh, resolution=resolution, **unwrapped)
+    atlas, reason = atlas_for(mesh, resolution=resolution, **unwrapped)
+    if reason and mesh.uvs is not None:
+        warnings.warn(f"export: the mesh's own texture coordinates are replaced: {reason}", stacklevel=2)
     report("baking", 0.2)
     maps = bake(mesh, atlas, maps_fn, resolution, samples=samples, progress=lambda share: report("baking", 0.2 + 0.5 * share))
     report("encoding", 0.7)
