@@ -13,15 +13,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import trimesh
 from PIL import Image
 
 from launch_scripts import render_blender
 from threestudio_pgc.export.textured_mesh import export_textured_mesh
 from threestudio_pgc.scene.cameras import fovy_from_focal, look_at_cameras
+from threestudio_pgc.scene.environment import EnvironmentLight
 from threestudio_pgc.scene.gbuffer import composite, render_gbuffer
-from threestudio_pgc.scene.hdr import encode_hdr
+from threestudio_pgc.scene.hdr import builtin_light_path, encode_hdr, read_hdr
 from threestudio_pgc.scene.mesh import TriangleMesh, load_mesh, normalize
 from threestudio_pgc.scene.raster import make_rasterizer
+from threestudio_pgc.scene.shading import shade, to_linear, tone_map
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "launch_scripts" / "render_blender.py"
@@ -289,6 +292,32 @@ def test_flat_pictures_overlay_ours_and_are_not_mirrored(flat_pictures, name):
     print(f"{name}: PSNR {found:.1f} dB, of the mirror image {mirrored:.1f} dB")
     assert pictures[name].shape == (SIZE, SIZE, 3)
     assert found >= 28 and mirrored < found - 10
+
+
+def test_a_lit_sphere_looks_as_our_material_does(blender_python, tmp_path):
+    """Path tracing against the split sum, where no part of the surface shades another: a dielectric of changing roughness under the sky."""
+    sphere = trimesh.creation.icosphere(subdivisions=4)
+    mesh = normalize(TriangleMesh(torch.tensor(sphere.vertices, dtype=torch.float32), torch.tensor(sphere.faces)))
+
+    def maps(points, normals):
+        return {"base_color": 0.5 + 0.3 * torch.sin(4 * points), "roughness": 0.45 + 0.25 * torch.sin(5 * points[:, 2:])}
+
+    path = export_textured_mesh(mesh, maps, tmp_path, "sphere", formats=("glb",), resolution=512)["glb"]
+    options = [f"--{key}={value}" for key, value in CAMERA.items()] + ["--view", "standard", "--samples", "64", "--resolution", SIZE]
+    render(blender_python, path, "--output", tmp_path / "lit.png", "--light", builtin_light_path("sky"), *options)
+    angles = (CAMERA["elevation"], CAMERA["azimuth"], CAMERA["distance"])
+    camera = look_at_cameras(*angles, fovy_from_focal(CAMERA["focal"]))
+    gbuffer = render_gbuffer(mesh, camera, SIZE, SIZE, make_rasterizer("cpu"))
+    points, normals = gbuffer.select(gbuffer.position), gbuffer.select(gbuffer.normal)
+    view = torch.nn.functional.normalize(camera.positions - points, dim=-1)
+    found, light = maps(points, normals), EnvironmentLight(read_hdr("builtin:sky"))
+    metallic = torch.zeros_like(found["roughness"])
+    lit = tone_map(shade(light, to_linear(found["base_color"]), found["roughness"], metallic, normals, view), "srgb").double().numpy()
+    theirs = picture(tmp_path / "lit.png").reshape(-1, 3)[gbuffer.indices.numpy()]
+    inside = gbuffer.select(gbuffer.opacity)[:, 0].numpy() > 0.99
+    measured = psnr(theirs[inside], lit[inside])
+    print(f"lit sphere: PSNR {measured:.1f} dB")
+    assert measured >= 35
 
 
 def test_roughness_and_metalness_reach_the_surface(blender_python, tmp_path):

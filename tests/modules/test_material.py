@@ -25,6 +25,7 @@ def settings(**changes):
         ({"ranges": "mine"}, "system.material: material ranges: found 'mine'"),
         ({"roughness": [0.9, 0.1]}, "system.material: material roughness: found"),
         ({"roughness": 3}, "system.material: "),
+        ({"low": 0.9, "high": 0.1}, "system.material: material base_color: found"),
     ],
 )
 def test_a_bad_setting_is_refused_by_its_key(change, message):
@@ -98,6 +99,17 @@ def test_the_asset_has_a_material_and_a_normal_map(trained):
     assert {"normalTexture", "occlusionTexture"} <= material.keys()
     assert {"baseColorTexture", "metallicRoughnessTexture"} <= material["pbrMetallicRoughness"].keys()
     assert "TANGENT" in json.dumps(document["meshes"])
+
+
+def test_it_takes_the_place_of_a_colour_in_any_configuration(launch, tmp_path):
+    """The joint stage too, where light falls on a shape that moves."""
+    changes = ("system.material_type=pgc-pbr-material", "system.geometry.texture.n_output=9", "checkpoint.every_n_train_steps=1")
+    assert launch("train", tmp_path, *changes, "trainer.max_steps=2", config="fantasia3d-joint-pocket-pgc") == 0
+    first, last = (
+        torch.load(next((tmp_path / "n" / "t" / "ckpts").glob(f"*step={step}.ckpt")), weights_only=True)["state_dict"] for step in (1, 2)
+    )
+    assert {key.split(".")[1] for key in last if not torch.equal(first[key], last[key])} == {"shape", "texture"}
+    assert all(value.isfinite().all() for value in last.values())
 
 
 def test_turning_the_light_depends_on_seed_and_step_alone():

@@ -1,6 +1,6 @@
 """What the surface looks like: a colour alone, the paper's shading, or a material under a light."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -45,11 +45,13 @@ class Albedo(BaseMaterial):
 class PBR(BaseMaterial):
     """A metallic-roughness material lit by an environment; what the prior sees is display RGB.
 
-    The texture field has to give nine features: `system.geometry.texture.n_output=9`.
+    In place of pgc-albedo-material in any configuration: `system.material_type=pgc-pbr-material system.geometry.texture.n_output=9`, since it
+    reads nine features.
 
     Config:
+        low, high: range of the base colour, as pgc-albedo-material's; null takes the preset's.
         ranges: what the maps may be: "authors", "fantasia3d" or "host", see `scene.materials.PBR_PRESETS`.
-        base_color, occlusion, roughness, metallic: [low, high] in [0, 1] in place of that preset's.
+        occlusion, roughness, metallic: [low, high] in [0, 1] in place of that preset's.
         normal: how far the shading normal may lean, in place of the preset's; 0 for no normal map.
         light: an equirectangular .hdr or .exr, or "builtin:studio", "builtin:sky".
         light_intensity: it is multiplied by this.
@@ -62,8 +64,9 @@ class PBR(BaseMaterial):
 
     @dataclass
     class Config(BaseMaterial.Config):
+        low: Any = None
+        high: Any = None
         ranges: str = "authors"
-        base_color: Any = None
         occlusion: Any = None
         roughness: Any = None
         metallic: Any = None
@@ -86,8 +89,9 @@ class PBR(BaseMaterial):
         if not cfg.light_intensity > 0:
             raise ValueError(f"system.material.light_intensity: found {cfg.light_intensity}, wanted more than 0")
         try:
-            given = {name: cfg[name] for name in ("base_color", "occlusion", "roughness", "metallic", "normal")}
-            self._material = PBRMaterial(pbr_ranges(cfg.ranges, **given), cfg.tone_mapping)
+            ranges = pbr_ranges(cfg.ranges, **{name: cfg[name] for name in ("occlusion", "roughness", "metallic", "normal")})
+            low, high = (default if given is None else given for given, default in zip((cfg.low, cfg.high), ranges.base_color))
+            self._material = PBRMaterial(replace(ranges, base_color=(low, high)), cfg.tone_mapping)
         except (TypeError, ValueError) as error:
             raise ValueError(f"system.material: {error}") from error
         try:
