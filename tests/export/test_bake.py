@@ -4,9 +4,10 @@ import torch
 
 from tests.export.conftest import pbr_maps, position_maps
 from threestudio_pgc.export import bake as baking
+from threestudio_pgc.export.atlas import UVAtlas
 from threestudio_pgc.export.bake import bake, fill_nearest
 from threestudio_pgc.export.files import ExportError
-from threestudio_pgc.export.unwrap import UVAtlas, atlas_for
+from threestudio_pgc.export.unwrap import atlas_for
 from threestudio_pgc.scene.mesh import TriangleMesh, linear_to_srgb
 
 SQUARE = TriangleMesh(torch.tensor([[-1.0, -1, 0], [1, -1, 0], [1, 1, 0], [-1, 1, 0]]), torch.tensor([[0, 1, 2], [0, 2, 3]]))

@@ -8,9 +8,10 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from threestudio_pgc.export import box_projection as module
+from threestudio_pgc.export.atlas import uv_areas, uv_to_clip
 from threestudio_pgc.export.box_projection import box_projection
 from threestudio_pgc.export.files import ExportError
-from threestudio_pgc.export.unwrap import usable_uvs, uv_areas, uv_to_clip
+from threestudio_pgc.export.unwrap import usable_uvs
 from threestudio_pgc.scene.mesh import TriangleMesh
 from threestudio_pgc.scene.raster import make_rasterizer
 

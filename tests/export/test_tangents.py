@@ -10,10 +10,10 @@ from PIL import Image
 
 from tests.export.conftest import pbr_maps
 from tests.export.test_gltf import parse_glb
+from threestudio_pgc.export.atlas import UVAtlas
 from threestudio_pgc.export.bake import bake
 from threestudio_pgc.export.tangents import to_tangent_space, vertex_tangents
 from threestudio_pgc.export.textured_mesh import export_textured_mesh
-from threestudio_pgc.export.unwrap import UVAtlas
 from threestudio_pgc.scene.mesh import Similarity, TriangleMesh, load_mesh, normalize
 from threestudio_pgc.scene.mesh_colors import bilinear
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from threestudio_pgc.export import unwrap as module
+from threestudio_pgc.export.atlas import split_vertices, uv_areas
 from threestudio_pgc.export.files import ExportError
-from threestudio_pgc.export.unwrap import atlas_for, split_vertices, unwrap, usable_uvs, uv_areas
+from threestudio_pgc.export.unwrap import atlas_for, unwrap, usable_uvs
 from threestudio_pgc.scene.mesh import TriangleMesh
 
 
@@ -243,7 +244,7 @@ def test_charts_stay_apart_by_the_padding(bare_sphere):
     """Grown by two texels, charts of different faces still do not touch."""
     from scipy.ndimage import binary_dilation, label
 
-    from threestudio_pgc.export.unwrap import uv_to_clip
+    from threestudio_pgc.export.atlas import uv_to_clip
     from threestudio_pgc.scene.raster import make_rasterizer
 
     atlas = unwrap(bare_sphere, padding=4, resolution=256)

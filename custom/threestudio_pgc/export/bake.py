@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ..scene.mesh import TriangleMesh, linear_to_srgb, srgb_to_linear
 from ..scene.raster import make_rasterizer
+from .atlas import UVAtlas, uv_to_clip
 from .files import ExportError
 from .tangents import to_tangent_space, vertex_tangents
-from .unwrap import UVAtlas, uv_to_clip
 
 # (points (N, 3), unit normals (N, 3)), both in the mesh's stored frame and on its device -> the maps there by name, see `CHANNELS`.
 MapsFn = Callable[[Tensor, Tensor], dict[str, Tensor]]

@@ -8,8 +8,8 @@ import torch
 from ..scene.adjacency import face_adjacency
 from ..scene.mesh import TriangleMesh
 from ..scene.raster import make_rasterizer
+from .atlas import UVAtlas
 from .files import ExportError
-from .unwrap import UVAtlas
 
 SMALL_SHARE = 1e-3  # of the surface; a smaller chart joins a larger neighbour's direction if all its faces can be seen from there
 LEAST_COSINE = 0.3  # between a face that joins another direction and that direction: its texels are at most 3.3 times as long

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .unwrap import split_vertices, uv_areas
+from .atlas import split_vertices, uv_areas
 
 
 def vertex_tangents(

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from ..scene.mesh import TriangleMesh
+from .atlas import UVAtlas, split_vertices
 from .bake import MapsFn, bake, checked_maps, samples_a_side
 from .files import ExportError, require_space, write_bytes
 from .gltf import EncodedPicture, GltfMaterial, write_glb
@@ -19,7 +20,7 @@ from .maps import CONTENTS, MTL_KEYWORDS, PRESETS, exists, pack
 from .obj import write_obj
 from .pictures import PICTURE_SUFFIXES, WEBP_LIMIT, encode_picture
 from .tangents import vertex_tangents
-from .unwrap import UVAtlas, atlas_for, split_vertices
+from .unwrap import atlas_for
 
 FORMATS = ("glb", "obj")
 GLB_CONTENTS = ("base_color", "orm", "normal")

@@ -45,8 +45,8 @@ class Albedo(BaseMaterial):
 class PBR(BaseMaterial):
     """A metallic-roughness material lit by an environment; what the prior sees is display RGB.
 
-    In place of pgc-albedo-material in any configuration: `system.material_type=pgc-pbr-material system.geometry.texture.n_output=9`, since it
-    reads nine features.
+    In place of pgc-albedo-material in any configuration: `system.material_type=pgc-pbr-material system.geometry.texture.n_output=9`, since
+    it reads nine features.
 
     Config:
         low, high: range of the base colour, as pgc-albedo-material's; null takes the preset's.
