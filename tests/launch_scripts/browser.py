@@ -4,6 +4,11 @@ with Browser(tmp_path) as browser:
     browser.open(page.as_uri())
     browser.wait_for("document.querySelectorAll('.loaded').length === 4")
     browser.screenshot(Path("page.png"))
+
+The pictures of pages in docs/images are made by it, after clicks on what the selectors name:
+
+    python -m tests.launch_scripts.browser outputs/compare/pocket/gallery/index.html docs/images/gallery.png
+    python -m tests.launch_scripts.browser outputs/study/study.html docs/images/study.png "#start" ".option:nth-child(2) button"
 """
 
 from __future__ import annotations
@@ -15,6 +20,7 @@ import os
 import select
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -209,3 +215,22 @@ class Browser:
             self.complaints.append(details.get("exception", {}).get("description", details["text"]))
         elif event.get("method") == "Runtime.consoleAPICalled" and parameters["type"] == "error":
             self.complaints.append(" ".join(str(item.get("value", item.get("description"))) for item in parameters["args"]))
+
+
+def main(page: str, picture: str, *clicks: str) -> None:
+    """Save a picture of a page of ours, once the models in its window are shown, after clicks on the selectors."""
+    shown = (
+        "[...document.querySelectorAll('.stage')].every(s => s.matches('.loaded, .empty') || s.getBoundingClientRect().top > innerHeight)"
+    )
+    with tempfile.TemporaryDirectory() as folder, Browser(Path(folder), 1440, 800) as browser:
+        browser.open(Path(page).resolve().as_uri())
+        for selector in clicks:
+            browser.wait_for(shown, 60)
+            browser.click(selector)
+        browser.wait_for(shown, 60)
+        time.sleep(1.5)  # the bar over a model that has loaded fades
+        print(browser.screenshot(Path(picture)))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
