@@ -112,6 +112,12 @@ def test_it_takes_the_place_of_a_colour_in_any_configuration(launch, tmp_path):
     assert all(value.isfinite().all() for value in last.values())
 
 
+def test_it_trains_in_mixed_precision(launch, tmp_path):
+    assert launch("train", tmp_path, "trainer.precision=bf16-mixed", "trainer.max_steps=2", config=CONFIG) == 0
+    state = torch.load(tmp_path / "n" / "t" / "ckpts" / "last.ckpt", weights_only=True)["state_dict"]
+    assert all(value.isfinite().all() for value in state.values())
+
+
 def test_turning_the_light_depends_on_seed_and_step_alone():
     material = PBR(settings(turn_light=True, light_rotation=30.0))
     material.train()

@@ -45,7 +45,7 @@ def unit(count, dtype=torch.float64):
 
 
 def lit(material, features, normal, radiance=None):
-    light = EnvironmentLight(torch.ones(8, 16, 3) if radiance is None else radiance).to(features.dtype)
+    light = EnvironmentLight(torch.ones(8, 16, 3) if radiance is None else radiance).to(normal.dtype)
     return material(features, light, normal, normal)
 
 
@@ -112,6 +112,18 @@ def test_occlusion_darkens():
     open_[:, 3], closed[:, 3] = 10, -10
     normal = unit(1, torch.float32)
     assert (lit(material, closed, normal) < 0.1 * lit(material, open_, normal)).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_features_are_lit_in_full_precision(dtype):
+    features = torch.randn(50, 9, generator=generator()).to(dtype)
+    normal = unit(50, torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = lit(PBRMaterial(), features.requires_grad_(), normal)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, lit(PBRMaterial(), features.detach().float(), normal))
+    found.sum().backward()
+    assert features.grad.isfinite().all() and features.grad.any()
 
 
 def test_gradient_of_a_lit_material():

@@ -113,7 +113,7 @@ class PBRMaterial:
             in the same frame.
         """
         _check_features(features, self.n_features)
-        share, ranges = features.sigmoid(), self.ranges
+        share, ranges = _full(features).sigmoid(), self.ranges
 
         def within(values: Tensor, bounds: tuple[float, float]) -> Tensor:
             return values * (bounds[1] - bounds[0]) + bounds[0]
@@ -147,7 +147,13 @@ class PBRMaterial:
         _check_features(features, self.n_features)
         ranges = self.ranges
         width = [ranges.base_color] * 3 + [ranges.occlusion, ranges.roughness, ranges.metallic] + [(0.0, ranges.normal)] * 3
-        return features.sigmoid() * torch.tensor([high - low for low, high in width], dtype=features.dtype, device=features.device)
+        share = _full(features).sigmoid()
+        return share * torch.tensor([high - low for low, high in width], dtype=share.dtype, device=share.device)
+
+
+def _full(features: Tensor) -> Tensor:
+    """Half precision, which an MLP gives under autocast, has too few digits for what follows: light, and powers of it."""
+    return features.float() if features.dtype in (torch.float16, torch.bfloat16) else features
 
 
 def _check_features(features: Tensor, wanted: int) -> None:
