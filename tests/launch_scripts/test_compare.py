@@ -309,7 +309,9 @@ def test_ctrl_c_saves_checkpoints_and_the_same_command_goes_on_from_them(tiny_co
     arguments = [str(listed("prompt,mesh\na zebra ball,meshes/ball.ply\n")), "--methods", f"on={tiny_config}", "--no-gallery"]
     arguments += ["--workers", "1", "--output", str(output), "trainer.max_steps=160", "checkpoint.every_n_train_steps=20"]
     run = output / "ball_a_zebra_ball" / "on"
-    process = subprocess.Popen([sys.executable, str(SCRIPT), *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}  # these tests may run where Ctrl-C is ignored
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    process = subprocess.Popen([sys.executable, str(SCRIPT), *arguments], **pipes, **heard)
     deadline = time.monotonic() + 120
     while not (run / "ckpts" / "last.ckpt").is_file():
         assert process.poll() is None and time.monotonic() < deadline

@@ -61,7 +61,8 @@ def test_a_reference_weight_of_zero_renders_no_reference(launch, tmp_path, monke
     from threestudio_pgc.modules.system import Fantasia3DSystem
 
     forward, views = Fantasia3DSystem.forward, []
-    monkeypatch.setattr(Fantasia3DSystem, "forward", lambda self, batch: views.append(len(batch["c2w"])) or forward(self, batch))
+    seen = lambda self, batch, **kwargs: views.append(len(batch["c2w"])) or forward(self, batch, **kwargs)  # noqa: E731
+    monkeypatch.setattr(Fantasia3DSystem, "forward", seen)
     small = ("trainer.max_steps=1", "trainer.val_check_interval=1")
     assert launch("system.loss.lambda_reference_rgb=0.0", *small) == 0
     without = len(views)
