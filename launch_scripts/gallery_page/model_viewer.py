@@ -16,7 +16,7 @@ VERSION = "4.4.0"
 SHA512 = "8z1SB5sPlzKoak5mdx/D31brBakPYm3Qi31EfAucHAUrtrHHCbabypkKvSwReYhUpPaxyJ46oT47uWE/hrs1Zw=="
 SCRIPT = "model-viewer-umd.min.js"
 _TARBALL = f"model-viewer-{VERSION}.tgz"
-_TIMEOUT_S = 60
+_TIMEOUT_S = 30
 
 
 class ModelViewer(NamedTuple):

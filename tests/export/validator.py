@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 VERSION = "2.0.0-dev.3.10"
+PATIENCE_S = 30
 FOLDER = Path(__file__).resolve().parents[2] / ".pgc_cache" / "npm"
 
 # Reads paths from the command line, writes {path: [{code, severity, pointer, message}]}.
@@ -32,31 +33,34 @@ class Unavailable(Exception):
 
 
 @functools.cache
-def _environment() -> dict[str, str]:
-    """Environment in which node finds the package: as it is, or with the package installed once below the repository."""
+def _environment() -> dict[str, str] | str:
+    """Environment in which node finds the package, which is installed once below the repository where it is not there; or why none."""
     if shutil.which("node") is None:
-        raise Unavailable("node is not installed")
+        return "node is not installed"
     installed = os.environ | {"NODE_PATH": str(FOLDER / "node_modules")}
     for environment in (dict(os.environ), installed):
         if subprocess.run(["node", "-e", "require('gltf-validator')"], env=environment, capture_output=True).returncode == 0:
             return environment
     if shutil.which("npm") is None:
-        raise Unavailable("the npm package gltf-validator is not installed, and neither is npm")
+        return "the npm package gltf-validator is not installed, and neither is npm"
     FOLDER.mkdir(parents=True, exist_ok=True)
-    command = ["npm", "install", "--prefix", str(FOLDER), "--no-audit", "--no-fund", f"gltf-validator@{VERSION}"]
+    command = ["npm", "install", "--prefix", str(FOLDER), "--no-audit", "--no-fund", "--fetch-retries=0", f"gltf-validator@{VERSION}"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    except subprocess.TimeoutExpired as error:
-        raise Unavailable(f"npm could not fetch gltf-validator {VERSION} within 60 s") from error
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
+    except subprocess.TimeoutExpired:
+        return f"npm could not fetch gltf-validator {VERSION} within {PATIENCE_S} s"
     if done.returncode != 0:
-        raise Unavailable(f"npm could not fetch gltf-validator {VERSION}: {done.stderr.strip()[-200:]}")
+        return f"npm could not fetch gltf-validator {VERSION}: {done.stderr.strip()[-200:]}"
     return installed
 
 
 def issues(paths: Sequence[Path]) -> dict[Path, list[str]]:
     """Errors and warnings (not information and hints) of each file, as lines. Raises Unavailable."""
+    environment = _environment()
+    if isinstance(environment, str):
+        raise Unavailable(environment)
     command = ["node", "-e", PROGRAM, *map(str, paths)]
-    done = subprocess.run(command, env=_environment(), capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120)
     found = {Path(path): messages for path, messages in json.loads(done.stdout).items()}
     kinds = ("error", "warning")
     return {
