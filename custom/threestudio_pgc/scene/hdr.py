@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from .mesh import BUILTIN_PREFIX
-from .raster.jit import jit
 
 LIGHTS_DIRECTORY = Path(__file__).resolve().parent.parent / "assets" / "lights"
 RADIANCE_SUFFIXES = (".hdr", ".pic")
@@ -156,64 +155,16 @@ def _decode_radiance(data: bytes, name: str) -> np.ndarray:
         raise LightError(f"{name}: found orientation {size[0]} {size[2]}, wanted -Y +X: rows from the top, columns from the left")
     height, width = int(size[1]), int(size[3])
     _check_size(height, width, name)
+    from .hdr_kernels import decode_rows  # compiled code: a second to import, and only Radiance files need it
+
     rgbe = np.empty((height, width, 4), np.uint8)
-    n_rows, corrupt = _decode_rows(np.frombuffer(data, np.uint8), end + 1, rgbe)
+    n_rows, corrupt = decode_rows(np.frombuffer(data, np.uint8), end + 1, rgbe)
     if n_rows < height:
         what = "corrupt after" if corrupt else "cut short after"
         raise LightError(f"{name}: {what} {n_rows} of {height} rows, wanted all of them")
     scale = np.ldexp(np.float32(1), np.arange(256) - 136)
     scale[0] = 0
     return rgbe[..., :3] * scale.astype(np.float32)[rgbe[..., 3], None]
-
-
-@jit
-def _decode_rows(data, at, rgbe):
-    """Fill rgbe (H, W, 4) from the bytes that follow `at`. Returns how many rows are whole, and whether a wrong code ended it."""
-    height, width, _ = rgbe.shape
-    size = len(data)
-    for y in range(height):
-        if 8 <= width <= 32767 and at + 4 <= size and data[at] == 2 and data[at + 1] == 2 and data[at + 2] < 128:
-            if data[at + 2] * 256 + data[at + 3] != width:
-                return y, True
-            at += 4
-            for channel in range(4):
-                x = 0
-                while x < width:
-                    if at + 2 > size:
-                        return y, False
-                    code = int(data[at])
-                    count = code - 128 if code > 128 else code
-                    if count == 0 or x + count > width:
-                        return y, True
-                    at += 1
-                    if code > 128:
-                        rgbe[y, x : x + count, channel] = data[at]
-                        at += 1
-                    else:
-                        if at + count > size:
-                            return y, False
-                        rgbe[y, x : x + count, channel] = data[at : at + count]
-                        at += count
-                    x += count
-        else:  # flat pixels; (1, 1, 1, n) repeats the one before n times, and a second such one in a row 256 n times
-            x = 0
-            shift = 0
-            while x < width:
-                if at + 4 > size:
-                    return y, False
-                if data[at] == 1 and data[at + 1] == 1 and data[at + 2] == 1:
-                    count = int(data[at + 3]) << shift
-                    if x == 0 or shift > 16 or x + count > width:
-                        return y, True
-                    rgbe[y, x : x + count] = rgbe[y, x - 1]
-                    x += count
-                    shift += 8
-                else:
-                    rgbe[y, x] = data[at : at + 4]
-                    x += 1
-                    shift = 0
-                at += 4
-    return height, False
 
 
 def _read_exr(path: Path, name: str) -> np.ndarray:
