@@ -314,3 +314,53 @@ def test_zero123_looks_where_the_camera_stands(build):
         guidance(rgb, **(rest | {"azimuth": torch.full((2,), azimuth)}))["loss_sds"].backward()
         gradients.append(rgb.grad)
     assert torch.equal(gradients[0], gradients[1]) and not torch.equal(gradients[0], gradients[2])
+
+
+# --- what threestudio's own parts hand over
+
+
+class HostPrompts:
+    """What the host's prompt processors return, as far as a guidance reads it: embeddings (2B, L, D), the prompt's before the negative's."""
+
+    use_perp_neg = False
+
+    def __init__(self, ours):
+        self.ours = ours
+
+    def get_text_embeddings(self, elevation, azimuth, camera_distances, view_dependent_prompting=True):
+        found = self.ours.conditioning(elevation, azimuth, camera_distances, view_dependent_prompting)
+        return torch.cat([found.cond, found.uncond])
+
+
+def test_the_hosts_prompts_give_stable_diffusion_the_same_gradient_as_ours(build, prompts):
+    (ours,) = prompts("sd")
+    gradients = []
+    for given in (ours, HostPrompts(ours)):
+        rgb, views = batch()
+        build("sd")(rgb, given, **views)["loss_sds"].backward()
+        gradients.append(rgb.grad)
+    assert gradients[0].any() and torch.equal(*gradients)
+
+
+@pytest.mark.parametrize(
+    "family, config, perp_neg, message",
+    [
+        ("sdxl", {}, False, "system.prompt_processor_type: found one of threestudio's own, wanted pgc-prompt-processor: .* more than one"),
+        ("sd", {"objective": "nfsd"}, False, "system.prompt_processor_type: .*: nfsd needs the negative prompt on its own"),
+        ("sd", {}, True, "system.prompt_processor.use_perp_neg: found true with threestudio's own prompt processor"),
+    ],
+)
+def test_what_the_hosts_prompts_cannot_give_is_refused(build, prompts, family, config, perp_neg, message):
+    given = HostPrompts(*prompts(family))
+    given.use_perp_neg = perp_neg
+    rgb, views = batch()
+    with pytest.raises(ValueError, match=message):
+        build(family, **config)(rgb, given, **views)
+
+
+def test_latents_of_any_size_are_resized_as_the_hosts_guidances_do(build, prompts):
+    guidance = build("sd")
+    rgb, views = batch()
+    latents = torch.cat([rgb.detach(), rgb.detach()[..., :1]], dim=-1).requires_grad_()
+    guidance(latents, *prompts("sd"), **views, rgb_as_latents=True)["loss_sds"].backward()
+    assert latents.grad.shape == latents.shape and latents.grad.any()

@@ -135,3 +135,8 @@ def test_draws_depend_on_the_step_and_the_stream_only():
     torch.rand(5)
     seed_step(1, 2)
     assert torch.equal(torch.rand(2), first)
+
+
+def test_a_renderer_keeps_its_bounds_in_checkpoints_as_threestudios_does():
+    renderer = Rasterizer({"radius": 2.0}, geometry=None, material=None, background=None)
+    assert {name: value.tolist() for name, value in renderer.state_dict().items()} == {"bbox": [[-2.0] * 3, [2.0] * 3]}

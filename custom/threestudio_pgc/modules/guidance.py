@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any, ClassVar, NoReturn
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..diffusion.control import CONTROL_KINDS, NORMAL_CONVENTIONS, control_kind_of, known_normal_convention, make_control
@@ -283,8 +284,8 @@ class DistillationGuidance(BaseObject):
         """Distillation loss of a batch of rendered views.
 
         Args:
-            rgb: (B, H, W, 3) in [0, 1], or (B, h, w, C) latents with `rgb_as_latents`.
-            prompt_utils: what the prompt processor returned.
+            rgb: (B, H, W, 3) in [0, 1], or (B, h, w, C) latents with `rgb_as_latents`, which are resized to the model's.
+            prompt_utils: what the prompt processor returned; for Stable Diffusion also one of threestudio's own.
             elevation, azimuth: (B,) degrees. camera_distances: (B,).
             kwargs: the rest of the batch and of what was rendered. With a ControlNet depth, opacity (B, H, W, 1) and, for normals,
                 view_normal (B, H, W, 3); c2w (B, 4, 4) tells vsd's adapter the camera.
@@ -293,6 +294,9 @@ class DistillationGuidance(BaseObject):
             "loss_sds", a scalar whose gradient at `rgb` is the regulated per-view gradient divided by B, and numbers for the logs:
             "grad_norm", "min_step", "max_step", those of `Regulation.account`, and what the method says of its own.
         """
+        if not hasattr(prompt_utils, "conditioning"):
+            conditioning = self._conditioning_of_host(prompt_utils, elevation, azimuth, camera_distances)
+            return self._distil(rgb, conditioning, rgb_as_latents, kwargs)
         if self._method.separate_negative and not prompt_utils.negative_prompt.strip():
             raise ValueError(
                 f"system.prompt_processor.negative_prompt: found nothing, wanted what bad pictures look like: {self.cfg.objective} needs it"
@@ -310,6 +314,20 @@ class DistillationGuidance(BaseObject):
             )
         return self._distil(rgb, conditioning, rgb_as_latents, kwargs)
 
+    def _conditioning_of_host(self, prompt_utils: Any, *view: Tensor) -> Conditioning:
+        """From threestudio's own prompt processors: one embedding per view and its negative, which is all that Stable Diffusion takes."""
+        key = "system.prompt_processor"
+        ours = "wanted pgc-prompt-processor"
+        if self.PRIOR.FAMILY != "sd":
+            raise ValueError(f"{key}_type: found one of threestudio's own, {ours}: {self.PRIOR.WHAT} takes more than one embedding")
+        if self._method.separate_negative:
+            raise ValueError(
+                f"{key}_type: found one of threestudio's own, {ours}: {self.cfg.objective} needs the negative prompt on its own"
+            )
+        if prompt_utils.use_perp_neg:
+            raise ValueError(f"{key}.use_perp_neg: found true with threestudio's own prompt processor, {ours}")
+        return Conditioning(*prompt_utils.get_text_embeddings(*view, self.cfg.view_dependent_prompting).chunk(2))
+
     def _distil(self, rgb: Tensor, conditioning: Conditioning, rgb_as_latents: bool, rendered: dict[str, Any]) -> dict[str, Any]:
         batch, device = len(rgb), rgb.device
         buffers = {name: rendered.get(name) for name in BUFFERS}
@@ -326,6 +344,8 @@ class DistillationGuidance(BaseObject):
             device=device,
         )
         size, channels = self._prior.latent_size, self._prior.latent_channels
+        if rgb_as_latents and rgb.shape[-1] == channels:  # threestudio's systems leave the size of latents to the guidance
+            rgb = F.interpolate(rgb.movedim(-1, 1), (size, size), mode="bilinear", align_corners=False).movedim(1, -1)
         image_is_latent = rgb_as_latents or self.pgc.pullback == "none"
         if image_is_latent and rgb.shape != (batch, size, size, channels):
             why = "rgb_as_latents" if rgb_as_latents else "system.guidance.pgc.pullback none"

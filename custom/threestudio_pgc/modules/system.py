@@ -84,7 +84,7 @@ class Fantasia3DSystem(BaseLift3DSystem):
     def _check_material(self) -> None:
         texture, wanted = getattr(self.geometry, "texture", None), getattr(self.material, "n_features", None)
         found = getattr(getattr(texture, "config", None), "n_output", wanted)
-        if found != wanted:
+        if wanted is not None and found != wanted:  # threestudio's own materials do not say
             raise ValueError(
                 f"system.geometry.texture.n_output: found {found}, wanted {wanted}, the features that {self.cfg.material_type} reads"
             )
@@ -180,7 +180,7 @@ class Fantasia3DSystem(BaseLift3DSystem):
             out = self(batch)
         except SurfaceError as error:
             raise SurfaceError(f"step {self.true_global_step}: {error}. {self._last_good_checkpoint()}") from error
-        buffers = {name: out[name] for name in BUFFERS}
+        buffers = {name: out[name] for name in BUFFERS if name in out}  # threestudio's own renderer gives less
         if self.cfg.stage == "geometry":
             guided = self._distil_normals(self.guidance, out, batch, buffers)
         else:

@@ -21,6 +21,7 @@ class Zero123Guidance(DistillationGuidance):
         border: share of the frame left free on either side of the object; the data's border.
         pose: "zero123" or "stable-zero123", which the model was trained with; "auto" goes by its name.
         distance_unit: world units per unit of the model, see `diffusion.zero123.DISTANCE_UNIT`.
+        pretrained_config, vram_O: of the host's zero123-guidance, so that its configurations need no edit; they say nothing here.
     """
 
     PRIOR = Zero123Prior
@@ -37,6 +38,8 @@ class Zero123Guidance(DistillationGuidance):
         border: float = BORDER
         pose: str = "auto"
         distance_unit: float = DISTANCE_UNIT
+        pretrained_config: Any = None
+        vram_O: bool = True
 
     cfg: Config
 

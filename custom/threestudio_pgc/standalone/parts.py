@@ -147,8 +147,12 @@ class Renderer(BaseModule):
     class Config(BaseModule.Config):
         radius: float = 1.0
 
+    bbox: Tensor  # (2,3), in checkpoints as in threestudio's: a run can be resumed in either
+
     def configure(self, geometry: BaseGeometry, material: BaseMaterial, background: BaseBackground) -> None:
         self._shared = _Shared(geometry, material, background)
+        radius = float(self.cfg.radius)
+        self.register_buffer("bbox", torch.tensor([[-radius] * 3, [radius] * 3]))
 
     def forward(self, *args, **kwargs) -> dict[str, Any]:
         raise NotImplementedError
