@@ -1,0 +1,1 @@
+"""Stand-in for nvdiffrast on a CPU; see `torch.py`."""
