@@ -320,7 +320,7 @@ def test_zero123_looks_where_the_camera_stands(build):
 
 
 class HostPrompts:
-    """What the host's prompt processors return, as far as a guidance reads it: embeddings (2B, L, D), the prompt's before the negative's."""
+    """What the host's prompt processors return, as far as a guidance reads it: embeddings (2B, L, D), the prompt's first."""
 
     use_perp_neg = False
 
