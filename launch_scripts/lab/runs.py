@@ -192,7 +192,8 @@ def _sigint_to_event():
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()
-        print("\nstopping after this step; again to stop at once", flush=True)
+        # Past Python's buffers: the signal may have come in the middle of a print, which must not be entered twice.
+        os.write(1, b"\nstopping after this step; again to stop at once\n")
 
     before = signal.signal(signal.SIGINT, handle)
     try:

@@ -1,6 +1,7 @@
 """What the launcher hangs into Lightning's training loop."""
 
 import math
+import os
 import signal
 import sys
 import threading
@@ -64,7 +65,8 @@ class StopOnInterrupt(Callback):
         if self._requested or not self._training:
             raise Interruption
         self._requested = True
-        info("Ctrl-C: saving a checkpoint after this step (again: stop at once)")
+        # Past Python's buffers: the signal may have come in the middle of a message, which must not be entered twice.
+        os.write(2, b"\nCtrl-C: saving a checkpoint after this step (again: stop at once)\n")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._training = True
