@@ -8,6 +8,15 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_terminal_summary(terminalreporter):
+    """The last lines say whether the real threestudio was exercised (tests/host)."""
+    yield
+    root = os.environ.get("THREESTUDIO_ROOT")
+    told = f"in a copy of THREESTUDIO_ROOT, {root}" if root else "THREESTUDIO_ROOT is not set: the real threestudio was not exercised"
+    terminalreporter.write_line(f"tests/host: {told}", bold=True)
+
+
 @pytest.fixture(scope="session")
 def tiny_sdxl(tmp_path_factory):
     """Folder of a tiny SDXL pipeline with random weights."""

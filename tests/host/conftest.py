@@ -25,12 +25,6 @@ SMALL_RUN = (
 )
 
 
-@pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_terminal_summary(terminalreporter):
-    yield
-    terminalreporter.write_line(f"tests/host: in a copy of THREESTUDIO_ROOT, {ROOT}" if ROOT else f"tests/host: {NOT_RUN}", bold=True)
-
-
 @dataclass
 class Run:
     """One command of the host's launcher: its exit code, what it printed, and the folder of the trial."""
