@@ -59,6 +59,8 @@ WITHOUT = {
     "nvdiffrast": "threestudio, which imports it; rendering on the GPU",
     "tinycudann": "threestudio, which imports it",
 }
+# First version with which threestudio itself does not start: it imports two functions that libigl renamed.
+HOST_LIMITS = {"libigl": ((2, 6), "threestudio, which imports names that 2.6 dropped")}
 NOT_ON_PYPI = ("nvdiffrast", "tinycudann")
 # Of diffusers: the first version with what a part needs.
 SINCE = (
@@ -179,7 +181,8 @@ def table(found: dict[str, str | None]) -> list[Row]:
     rows = []
     for package, without in WITHOUT.items():
         want = wanted.get(package)
-        spelled = want.requirement[len(package) :] or "any" if want else "any"
+        limit, why = HOST_LIMITS.get(package, (None, ""))
+        spelled = _requirement(want)[len(package) :] or "any" if want else "any"
         version = found[package]
         if version is None:
             rows.append(Row(package, "-", spelled, False, without))
@@ -190,12 +193,21 @@ def table(found: dict[str, str | None]) -> list[Row]:
             notes.append("older than wanted")
         if want and want.limit and number >= want.limit:
             notes.append("newer than wanted")
+        if limit and number >= limit:
+            usable = False
+            notes.append(why)
         if package == "diffusers":
             lacking = [f"{what} ({'.'.join(map(str, since))})" for since, what in SINCE if number < since]
             if lacking:
                 notes.append(", ".join(lacking))
         rows.append(Row(package, version, spelled, usable, "; ".join(notes) or "ok"))
     return rows
+
+
+def _requirement(wanted: Wanted) -> str:
+    """What pip is asked for: this package's requirement, below what threestudio itself can take."""
+    limit, _ = HOST_LIMITS.get(re.match(r"[\w.-]+", wanted.requirement).group(), (None, ""))
+    return wanted.requirement + (f",<{'.'.join(map(str, limit))}" if limit else "")
 
 
 def print_table(rows: list[Row], python: str, version: str) -> None:
@@ -210,7 +222,7 @@ def print_table(rows: list[Row], python: str, version: str) -> None:
 def pip_command(rows: list[Row], python: str, torch: str) -> str | None:
     """What installs the packages that are missing or too old, torch left as it is; None where there are none."""
     wanted = wanted_versions()
-    lacking = [wanted[row.package].requirement for row in rows if not row.usable and row.package in wanted and row.package != "torch"]
+    lacking = [_requirement(wanted[row.package]) for row in rows if not row.usable and row.package in wanted and row.package != "torch"]
     # An exact pin of what is there: pip then leaves it alone whatever the others would like.
     return f"{python} -m pip install " + " ".join(f'"{name}"' for name in [f"torch=={torch}", *lacking]) if lacking else None
 

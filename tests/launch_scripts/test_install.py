@@ -9,7 +9,18 @@ from pathlib import Path
 import pytest
 
 from launch_scripts import install_host
-from launch_scripts.install_host import LOADING, NOT_ON_PYPI, PARTS, SINCE, WITHOUT, main, table, version_tuple, wanted_versions
+from launch_scripts.install_host import (
+    LOADING,
+    NOT_ON_PYPI,
+    PARTS,
+    SINCE,
+    WITHOUT,
+    main,
+    pip_command,
+    table,
+    version_tuple,
+    wanted_versions,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = ("--python", sys.executable)
@@ -232,6 +243,9 @@ def test_the_table_follows_the_versions():
     for since, what in SINCE:
         (row,) = [row for row in table({**newest, "diffusers": f"0.{since[1] - 1}.9"}) if row.package == "diffusers"]
         assert f"{what} (0.{since[1]})" in row.note
+    (row,) = [row for row in table({**newest, "libigl": "2.6.3"}) if row.package == "libigl"]
+    assert row.note == "threestudio, which imports names that 2.6 dropped" and not row.usable
+    assert '"libigl>=2.4,<2.6"' in pip_command([row], "python", "2.1.0")
     (row,) = [row for row in table({**newest, "omegaconf": "3.0"}) if row.package == "omegaconf"]
     assert row.note == "newer than wanted" and row.usable
 
