@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 import pytest
+from PIL import Image
 
 from tests.host.conftest import SMALL_DATA, SMALL_RUN
 
@@ -126,8 +127,15 @@ CASES = {
         {"system.geometry": TETRAHEDRA, "system.renderer": {}, "system.optimizer": ADAM},
         overrides=("system.renderer_type=nvdiff-rasterizer",),
     ),
-    "tetrahedra-sdf-grid": ours(
-        *("geometry", "tetrahedra-sdf-grid"), {"system.geometry": TETRAHEDRA, "system.optimizer": ADAM}, refusal="triangle_mesh"
+    "tetrahedra-sdf-grid": ours("geometry", "tetrahedra-sdf-grid", {"system.geometry": TETRAHEDRA, "system.optimizer": ADAM}),
+    "tetrahedra-sdf-grid, depth control": ours(
+        *("geometry", "tetrahedra-sdf-grid"),
+        {"system.geometry": TETRAHEDRA, "system.optimizer": ADAM},
+        overrides=("system.guidance.controlnet_name_or_path={controlnet}",),
+    ),
+    "tetrahedra-sdf-grid, our exporter": ours(
+        *("geometry", "tetrahedra-sdf-grid", {"system.geometry": TETRAHEDRA, "system.optimizer": ADAM}),
+        overrides=("system.export_after_training=true", "system.exporter.texture_size=64"),
     ),
     "mesh-exporter": ours("exporter", "mesh-exporter", {"system.exporter": {"texture_size": 64}}, mode="export"),
     "wrapped": around(OURS, "pgc-wrapped-guidance", WRAPPED),
@@ -175,6 +183,10 @@ def test_what_goes_together(case, host, edited, filled):
         if case.mode == "train":
             (name,) = {"train/loss_sds", "train/loss_zero123_sds"} & set(run.numbers())
             assert run.numbers()[name][0] != 0 and run.files("save/it1-test.mp4")
+            if case.config == OURS:  # there is something to be seen
+                assert len(set(Image.open(run.folder / "save/it1-test/0.png").convert("RGB").getdata())) > 1
+        if any("export" in override for override in case.overrides) or case.mode == "export":
+            assert run.files("save/it*-export/*.glb") or run.files("save/it*-export/*.obj")
 
 
 def test_the_hosts_geometry_stage_texture_stage_and_magic3d(host, filled):

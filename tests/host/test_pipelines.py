@@ -154,3 +154,11 @@ def test_the_standalone_host_takes_the_same_steps(host, small, tmp_path):
     assert len(trained) > 2
     for name, value in trained.items():
         torch.testing.assert_close(value, alone[name], rtol=1e-5, atol=1e-6)
+
+    # and each goes on from the other's checkpoint
+    onwards = [*overrides, "trainer.max_steps=4"]
+    folder = [f"exp_root_dir={tmp_path}", "name=further", "tag=t", "use_timestamp=false"]
+    assert main(["--config", config, "--train", "--gpu", "none", *folder, *onwards, f"resume={run.last}"]) == 0
+    assert torch.load(tmp_path / "further/t/ckpts/last.ckpt", weights_only=False)["global_step"] == 4
+    there = host("train", SDXL[0], *onwards, f"resume={tmp_path / 'n/t/ckpts/last.ckpt'}")
+    assert there.code == 0 and there.checkpoint()["global_step"] == 4, there.log[-3000:]

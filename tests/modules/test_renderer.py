@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from threestudio_pgc.host import Mesh
 from threestudio_pgc.modules.background import Background
 from threestudio_pgc.modules.data import camera_batch
-from threestudio_pgc.modules.geometry import TexturedMesh
+from threestudio_pgc.modules.geometry import TexturedMesh, surface_of
 from threestudio_pgc.modules.material import PBR, Albedo
 from threestudio_pgc.modules.renderer import MeshRasterizer
 from threestudio_pgc.scene.cameras import look_at_cameras
@@ -72,3 +73,23 @@ def test_maps_are_pictures_on_white():
 
 def test_no_maps_unless_asked():
     assert "maps" not in render(Albedo({}))
+
+
+class HostsGeometry(TexturedMesh):
+    """As threestudio's own geometries are: a surface by `isosurface` alone."""
+
+    triangle_mesh = property()
+
+    def isosurface(self):
+        return Mesh(v_pos=self._mesh.vertices, t_pos_idx=self._mesh.faces.int())
+
+
+def test_a_geometry_of_the_hosts_is_rendered_by_its_isosurface():
+    texture = {**TEXTURE, "n_output": 3}
+    mesh = surface_of(HostsGeometry({"mesh": None, "texture": texture}, square()))
+    assert mesh.faces.dtype == torch.int64 and torch.equal(mesh.vertices, square().vertices)
+
+
+def test_a_geometry_without_a_surface_is_refused_by_its_key():
+    with pytest.raises(ValueError, match="system.geometry_type: found Albedo, wanted one with a surface"):
+        surface_of(Albedo({}))

@@ -11,6 +11,7 @@ from ..export.pictures import PICTURE_SUFFIXES
 from ..export.simplify import simplify
 from ..export.textured_mesh import FORMATS
 from ..host import Exporter, ExporterOutput, info, register
+from .geometry import surface_to_export
 
 # What a material calls its maps -> what the export room calls them. The first name is the host's.
 _MAPS = {"albedo": "base_color", "shading_normal": "normal", **{name: name for name in ("occlusion", "roughness", "metallic")}}
@@ -86,7 +87,7 @@ class MeshExporter(Exporter):
 
     def _mesh(self) -> Any:
         """The surface as a plain mesh without a gradient, without small fragments, and simplified if that is wished."""
-        mesh = getattr(self.geometry, "export_mesh", self.geometry.triangle_mesh)()
+        mesh = surface_to_export(self.geometry)
         mesh, removed = remove_fragments(replace(mesh, vertices=mesh.vertices.detach()), self.cfg.min_fragment)
         if removed:
             info(f"Export: {removed} loose part(s) left out, each below {self.cfg.min_fragment:g} of the largest one's surface")

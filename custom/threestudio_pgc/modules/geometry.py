@@ -110,7 +110,7 @@ class TexturedMesh(TexturedSurface):
         Raises:
             ValueError: the other has no surface, or not a finite one.
         """
-        mesh = _surface_of(other)
+        mesh = _copied_surface(other)
         if len(mesh.faces) == 0:
             raise ValueError(f"the {type(other).__name__} to convert has no faces, wanted at least one triangle")
         bad = int((~mesh.vertices.isfinite()).any(-1).sum())
@@ -167,18 +167,30 @@ class TexturedMesh(TexturedSurface):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
+def surface_of(geometry: Any) -> TriangleMesh:
+    """The surface that is rendered: of a geometry of this package, or of any of the host's with an `isosurface`. Raises ValueError for one
+    without either."""
+    if hasattr(geometry, "triangle_mesh"):
+        return geometry.triangle_mesh()
+    if not hasattr(geometry, "isosurface"):
+        raise ValueError(
+            f"system.geometry_type: found {type(geometry).__name__}, wanted one with a surface: a triangle_mesh or an isosurface"
+        )
+    mesh = geometry.isosurface()
+    return TriangleMesh(mesh.v_pos, mesh.t_pos_idx.long())
+
+
+def surface_to_export(geometry: Any) -> TriangleMesh:
+    """The surface that goes into a file, in the frame and with the texture coordinates that it came with."""
+    return geometry.export_mesh() if hasattr(geometry, "export_mesh") else surface_of(geometry)
+
+
 @torch.no_grad()
-def _surface_of(other: Any) -> TriangleMesh:
-    """What another geometry exports: one of this package, or any of the host's with an `isosurface`."""
-    give = getattr(other, "export_mesh", None) or getattr(other, "triangle_mesh", None)
-    if give is not None:
-        mesh = give()
-        parts, frame = {name: getattr(mesh, name) for name in _STORED}, mesh.frame
-    else:
-        mesh = other.isosurface()
-        parts, frame = {"vertices": mesh.v_pos, "faces": mesh.t_pos_idx.long()}, Similarity()
+def _copied_surface(other: Any) -> TriangleMesh:
     # Copies: the earlier geometry may keep what it gave, and goes away.
-    return TriangleMesh(**{name: part.detach().clone() for name, part in parts.items() if part is not None}, frame=frame)
+    mesh = surface_to_export(other)
+    parts = {name: getattr(mesh, name) for name in _STORED if getattr(mesh, name) is not None}
+    return TriangleMesh(**{name: part.detach().clone() for name, part in parts.items()}, frame=mesh.frame)
 
 
 def _sizes(field: HashGridField) -> tuple:

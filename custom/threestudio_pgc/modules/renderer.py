@@ -12,6 +12,7 @@ from ..scene.cameras import Cameras
 from ..scene.gbuffer import GBuffer, composite, render_gbuffer
 from ..scene.mesh import TriangleMesh
 from ..scene.raster import ANTIALIASING, make_rasterizer
+from .geometry import surface_of
 from .randomness import step_generator
 
 NORMAL_SPACES = ("world", "camera")
@@ -85,7 +86,7 @@ class MeshRasterizer(Rasterizer):
             `normal_background` say; with `render_maps` "maps", what the material would export, by name, (B, H, W, 3) in [0, 1] on white.
         """
         cameras = Cameras(c2w, proj_mtx, mvp_mtx, camera_positions, elevation, azimuth, camera_distances, fovy)
-        mesh = self.geometry.triangle_mesh()
+        mesh = surface_of(self.geometry)
         moves = mesh.vertices.requires_grad and torch.is_grad_enabled()
         silhouette = "antialias" if moves else "coverage"
         buffers = render_gbuffer(mesh, cameras, height, width, self._rasterizer, silhouette=silhouette)

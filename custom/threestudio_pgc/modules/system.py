@@ -137,7 +137,7 @@ class Fantasia3DSystem(BaseLift3DSystem):
         """The fields' first values, where no checkpoint gives them."""
         if hasattr(self.geometry, "initialize_texture"):
             self.geometry.initialize_texture(lambda features: self.material.export(features=features)["albedo"])
-        if self._shape_moves():
+        if not self.cfg.geometry_convert_from:
             self.geometry.initialize_shape()
 
     def _check_latent_steps(self) -> None:
