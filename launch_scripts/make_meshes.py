@@ -139,8 +139,9 @@ def grid_faces(rows: int, columns: int, wrap_rows: bool) -> np.ndarray:
 def lettered() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A plaque with "PGC" raised on its front (+x), a cone on top near the end of the text (+y), and texture coordinates.
 
-    Returns corner positions (Q, 4, 3) of quads or triangles (last corner repeated), and their texture coordinates (Q, 4, 2): the front
-    is one chart in reading direction (u to the right, v up), the back one, and every wall and both parts of the cone lie apart.
+    Returns corner positions (Q, 4, 3) of quads or triangles (last corner repeated), and their texture coordinates (Q, 4, 2): the cells
+    of the front lie in reading direction (u to the right, v up), a little apart, those of the back likewise, then every wall and both
+    parts of the cone.
     """
     rows, columns, margin = 11, 21, 2
     raised = np.zeros((rows, columns), bool)  # row 0 is the top
@@ -152,16 +153,16 @@ def lettered() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     y = (np.arange(columns + 1) - columns / 2) * cell
     z = (rows / 2 - np.arange(rows + 1)) * cell
     quads, charts, walls = [], [], []
-    size = 0.038  # of a cell in the texture
+    pitch, size = 0.038, 0.036  # of cells in the texture, with a gap for those that do not lie side by side in space
     for j in range(rows):
         for k in range(columns):
             x = relief if raised[j, k] else front
             left, right, top, bottom = y[k], y[k + 1], z[j], z[j + 1]
             quads.append([[x, left, bottom], [x, right, bottom], [x, right, top], [x, left, top]])
-            u, v = 0.02 + k * size, 0.98 - (j + 1) * size
+            u, v = 0.02 + k * pitch, 0.98 - (j + 1) * pitch
             charts.append([[u, v], [u + size, v], [u + size, v + size], [u, v + size]])
             quads.append([[back, right, bottom], [back, left, bottom], [back, left, top], [back, right, top]])
-            u, v = 0.02 + (columns - 1 - k) * size, 0.54 - (j + 1) * size
+            u, v = 0.02 + (columns - 1 - k) * pitch, 0.54 - (j + 1) * pitch
             charts.append([[u, v], [u + size, v], [u + size, v + size], [u, v + size]])
 
             def wall(other: bool | None, a: tuple, b: tuple, x=x) -> None:
@@ -176,7 +177,7 @@ def lettered() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             wall(raised[j, k + 1] if k < columns - 1 else None, (right, bottom), (right, top))
             wall(raised[j - 1, k] if j > 0 else None, (right, top), (left, top))
             wall(raised[j + 1, k] if j < rows - 1 else None, (left, bottom), (right, bottom))
-    slot, pitch = 0.015, 0.0195
+    pitch, slot = 0.0195, 0.015
     per_row = int(0.96 / pitch)
     for i, wall in enumerate(walls):
         u, v = 0.02 + (i % per_row) * pitch, 0.09 - (i // per_row) * pitch

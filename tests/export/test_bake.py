@@ -144,3 +144,19 @@ def test_fill_agrees_with_a_search_of_all_texels():
         distances = np.square(places - [row, column]).sum(axis=1)
         nearest = places[distances == distances.min()]
         assert any(np.array_equal(filled[row, column], texture[tuple(place)]) for place in nearest)
+
+
+def test_a_chart_between_the_texels_centres_has_a_texel_of_its_own():
+    """Else a small loose piece would be filled with its neighbour's colour."""
+    small = np.array([[0.8, 0.8], [0.801, 0.8], [0.8, 0.801]], np.float32)  # an eighth of a texel, not around a centre
+    large = np.array([[0.0, 0.0], [0.5, 0.0], [0.0, 0.5]], np.float32)
+    vertices = torch.cat([torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 1, 0]]), torch.tensor([[5.0, 5, 0], [5.1, 5, 0], [5, 5.1, 0]])])
+    faces = torch.tensor([[0, 1, 2], [3, 4, 5]])
+    atlas = UVAtlas(np.concatenate([large, small]), faces.numpy(), "user")
+
+    def color(points, normals):
+        return {"base_color": torch.where(points[:, :1] > 3, 0.9, 0.1).expand(-1, 3)}
+
+    baked = bake(TriangleMesh(vertices, faces), atlas, color, 64)["base_color"]
+    row, column = int((1 - 0.8003) * 64), int(0.8003 * 64)
+    assert baked[row, column] == pytest.approx(0.9, abs=1e-5) and baked[40, 10] == pytest.approx(0.1, abs=1e-5)

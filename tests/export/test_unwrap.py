@@ -156,6 +156,21 @@ def test_unwrapping_is_deterministic(bare_sphere):
     assert np.array_equal(first.uvs, second.uvs) and np.array_equal(first.uv_faces, second.uv_faces)
 
 
+def test_faces_that_xatlas_leaves_out_lie_beside_their_neighbours():
+    """A dome whose rings shrink to a millionth: its smallest faces have no area for xatlas, which puts them into the texture's corner."""
+    polar, turn = np.geomspace(1e-6, 2.5, 40)[:, None], np.linspace(0, 2 * np.pi, 24, endpoint=False)
+    rings = np.stack([np.sin(polar) * np.cos(turn), np.sin(polar) * np.sin(turn), np.cos(polar) + 0 * turn], axis=-1).reshape(-1, 3)
+    here = np.arange(39)[:, None] * 24 + np.arange(24)
+    after = np.arange(39)[:, None] * 24 + (np.arange(24) + 1) % 24
+    faces = np.concatenate([np.stack([here, here + 24, after + 24], -1), np.stack([here, after + 24, after], -1)]).reshape(-1, 3)
+    mesh = TriangleMesh(torch.tensor(rings, dtype=torch.float32), torch.tensor(faces))
+    atlas = unwrap(mesh, resolution=256)
+    flat = uv_areas(atlas.uvs, atlas.uv_faces) == 0
+    assert atlas.source == "xatlas" and 100 < flat.sum() < len(faces)
+    near = {tuple(uv) for uv in atlas.uvs[atlas.uv_faces[~flat]].reshape(-1, 2).round(6).tolist()}
+    assert {tuple(uv) for uv in atlas.uvs[atlas.uv_faces[flat]].reshape(-1, 2).round(6).tolist()} <= near
+
+
 @pytest.mark.parametrize("limit", [0, -1, float("nan")])
 def test_a_limit_that_is_no_time_is_refused(bare_sphere, limit):
     with pytest.raises(ExportError, match=f"time_limit: found {limit}, wanted seconds above 0"):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..scene.mesh import TriangleMesh, linear_to_srgb, srgb_to_linear
 from ..scene.raster import make_rasterizer
-from .atlas import UVAtlas, uv_to_clip
+from .atlas import UVAtlas, uv_areas, uv_to_clip
 from .files import ExportError
 from .tangents import to_tangent_space, vertex_tangents
 
@@ -37,7 +37,8 @@ def bake(
     chunk: int = 2**16,
     progress: Callable[[float], None] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Evaluate a surface's maps at the surface point of every texel; texels without one take the nearest that has.
+    """Evaluate a surface's maps at the surface point of every texel; texels without one take the nearest that has. A face too small
+    for the texels' centres has the texel around its middle, if nothing else has.
 
     Filling all of them, not only a rim, keeps every bilinear or mip-mapped lookup at a seam free of foreign values. Base colours are
     averaged in linear light. Normals are averaged in tangent space (see `tangents`), each sample in its own frame, as a viewer's lookup
@@ -66,7 +67,33 @@ def bake(
     maps: dict[str, np.ndarray] = {}
     count = np.zeros(resolution * resolution, np.uint16)
     bad: dict[str, int] = {}
+
+    def add(rast: Tensor, places: np.ndarray) -> None:
+        """One sample in each of the texels `places` (N,), which differ, of the points (N, 4) that a rasterisation saw there."""
+        nonlocal maps, frames
+        here = rast.view(1, 1, -1, 4)
+        points, normals = rasterizer.interpolate(surface, here, faces).view(-1, 6).to(device).split(3, dim=1)
+        found = checked_maps(maps_fn(points.contiguous(), _unit(normals)), len(points))
+        if not maps:
+            maps = {name: np.zeros((resolution * resolution, CHANNELS[name]), np.float32) for name in found}
+        if found.keys() != maps.keys():
+            raise ExportError(f"maps_fn: found {', '.join(found)} after {', '.join(maps)}, wanted the same maps for all points")
+        for name, values in found.items():
+            bad[name] = bad.get(name, 0) + int((~values.isfinite().all(dim=1)).sum())
+        if "normal" in found:
+            frames = frames or _tangent_frames(mesh, atlas)
+            frame = rasterizer.interpolate(frames[0], here, frames[1]).view(-1, 9)
+            tangent, bitangent, normal = frame.split(3, dim=1)
+            found["normal"] = to_tangent_space(found["normal"], normal, tangent, bitangent)
+        count[places] += 1
+        for name, values in found.items():
+            array = srgb_to_linear(values.numpy().clip(0, 1)) if name == "base_color" else values.numpy()
+            # A running mean, and no sum: equal values stay what they are, to the last bit.
+            mean = maps[name][places]
+            maps[name][places] = mean + (array - mean) / count[places, None]
+
     bands = range(0, resolution, BAND_ROWS)
+    drawn = torch.zeros(len(faces), dtype=torch.bool)
     for number, sample in ((number, sample) for number in range(len(bands)) for sample in range(samples)):
         top, height = bands[number], min(BAND_ROWS, resolution - bands[number])
         offset = ((sample % side + 0.5) / side - 0.5, (sample // side + 0.5) / side - 0.5)
@@ -75,31 +102,20 @@ def bake(
         clip[..., 1] = (clip[..., 1] + 1) * (resolution / height) - (1 + 2 * top / height)  # these rows alone fill the picture
         rast = rasterizer.rasterize(clip, uv_faces, height, resolution).view(-1, 4)
         covered = (rast[:, 3] > 0).nonzero()[:, 0]
+        drawn[rast[covered, 3].long() - 1] = True
         for start in range(0, len(covered), chunk):
             texels = covered[start : start + chunk]
-            here = rast[texels].view(1, 1, -1, 4)
-            points, normals = rasterizer.interpolate(surface, here, faces).view(-1, 6).to(device).split(3, dim=1)
-            found = checked_maps(maps_fn(points.contiguous(), _unit(normals)), len(points))
-            if not maps:
-                maps = {name: np.zeros((resolution * resolution, CHANNELS[name]), np.float32) for name in found}
-            if found.keys() != maps.keys():
-                raise ExportError(f"maps_fn: found {', '.join(found)} after {', '.join(maps)}, wanted the same maps for all points")
-            for name, values in found.items():
-                bad[name] = bad.get(name, 0) + int((~values.isfinite().all(dim=1)).sum())
-            if "normal" in found:
-                frames = frames or _tangent_frames(mesh, atlas)
-                frame = rasterizer.interpolate(frames[0], here, frames[1]).view(-1, 9)
-                tangent, bitangent, normal = frame.split(3, dim=1)
-                found["normal"] = to_tangent_space(found["normal"], normal, tangent, bitangent)
-            places = texels.numpy() + top * resolution
-            count[places] += 1
-            for name, values in found.items():
-                array = srgb_to_linear(values.numpy().clip(0, 1)) if name == "base_color" else values.numpy()
-                # A running mean, and no sum: equal values stay what they are, to the last bit.
-                mean = maps[name][places]
-                maps[name][places] = mean + (array - mean) / count[places, None]
+            add(rast[texels], texels.numpy() + top * resolution)
             if progress is not None:
                 progress((number * samples + sample + (start + len(texels)) / len(covered)) / (len(bands) * samples))
+    # A chart between the texels' centres would otherwise be filled with its neighbour's values.
+    small = ~drawn.numpy() & (uv_areas(atlas.uvs, atlas.uv_faces) != 0)
+    missed, places = _own_texels(atlas, small, count)
+    for start in range(0, len(missed), chunk):
+        rows = slice(start, start + chunk)
+        middle = torch.tensor([1 / 3, 1 / 3, 0, 0]).repeat(len(missed[rows]), 1)
+        middle[:, 3] = torch.from_numpy(missed[rows] + 1)
+        add(middle, places[rows])
     for name, texels in bad.items():
         if texels:
             raise ExportError(f"maps_fn {name}: found NaN or infinity at {texels} of {int(count.sum())} points, wanted finite values")
@@ -158,6 +174,16 @@ def fill_nearest(textures: list[np.ndarray], covered: np.ndarray) -> None:
         for texture in textures:
             texels = texture.reshape(-1, texture.shape[-1])
             texels[to] = texels[source]
+
+
+def _own_texels(atlas: UVAtlas, missed: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of the faces `missed` (F,) bool those whose middle lies in a texel (R * R,) that has no sample, and that texel; one face a texel."""
+    faces, side = np.flatnonzero(missed), math.isqrt(len(count))
+    middle = atlas.uvs[atlas.uv_faces[faces]].mean(axis=1)
+    column, row = (np.floor(value * side).clip(0, side - 1).astype(np.int64) for value in (middle[:, 0], 1 - middle[:, 1]))
+    places, first = np.unique(row * side + column, return_index=True)
+    free = count[places] == 0
+    return faces[first[free]], places[free]
 
 
 def _tangent_frames(mesh: TriangleMesh, atlas: UVAtlas) -> tuple[Tensor, Tensor]:

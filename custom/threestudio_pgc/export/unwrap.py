@@ -112,7 +112,7 @@ def unwrap(
         uvs, uv_faces, size = _run_xatlas(*arguments, time_limit, progress)
         # Atlases are seldom square; one scale for both axes keeps the texels on the surface square.
         uvs = (uvs * (size / size.max())).clip(0, 1).astype(np.float32)
-        atlas = UVAtlas(uvs, uv_faces.astype(np.int64), "xatlas")
+        atlas = UVAtlas(uvs, _with_left_out(vertices, faces, uvs, uv_faces.astype(np.int64)), "xatlas")
         usable, reason = usable_uvs(replace(mesh, uvs=torch.from_numpy(atlas.uvs), uv_faces=torch.from_numpy(atlas.uv_faces)))
         if not usable:
             raise _NoAtlas(f"xatlas found nothing usable ({reason})")
@@ -192,6 +192,19 @@ def _run_xatlas(
     if result["uv_faces"].shape != faces.shape:
         raise _NoAtlas(f"xatlas returned {len(result['uv_faces'])} of {len(faces)} faces")
     return result["uvs"], result["uv_faces"], result["size"]
+
+
+def _with_left_out(vertices: np.ndarray, faces: np.ndarray, uvs: np.ndarray, uv_faces: np.ndarray) -> np.ndarray:
+    """Faces that xatlas takes for degenerate lie at the texture's corner, in whatever is there: each gets one texture coordinate of the
+    nearest vertex of another face, and so its colour."""
+    from scipy.spatial import cKDTree
+
+    left_out = uv_areas(uvs, uv_faces) == 0
+    if not left_out.any() or left_out.all():
+        return uv_faces
+    _, nearest = cKDTree(vertices[faces[~left_out]].reshape(-1, 3)).query(vertices[faces[left_out]].mean(axis=1))
+    uv_faces[left_out] = uv_faces[~left_out].reshape(-1)[nearest, None]
+    return uv_faces
 
 
 def _surface_areas(mesh: TriangleMesh) -> np.ndarray:
