@@ -8,12 +8,14 @@ import math
 import re
 import shlex
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from launch_scripts.studies import flat
 
 # Logged quantities, without their prefix "train/".
 STATISTICS = ("share_clipped", "norm_p50", "norm_p99", "norm_max", "threshold", "nonfinite_pixels", "loss_sds")
@@ -122,7 +124,8 @@ def _read_run(folder: Path) -> Run:
         raise ValueError(f"{config}: cannot be read ({error})") from error
     if not isinstance(parsed, dict):
         raise ValueError(f"{config}: found {type(parsed).__name__}, wanted the settings of a run")
-    record, settings = _read_record(folder / "record.json"), _flattened(parsed)
+    record = _read_record(folder / "record.json")
+    settings = {key: value if isinstance(value, str) else json.dumps(value, default=str) for key, value in flat(parsed).items()}
     image = settings.get("data.image_path")
     prompt = record.get("prompt") or settings.get("system.prompt_processor.prompt") or (Path(image).name if image else None)
     if not prompt:
@@ -223,12 +226,6 @@ def _number(text: str | None) -> float | None:
 def _thinned(points: list) -> list:
     stride = math.ceil(len(points) / MAX_POINTS)
     return points[::-1][::stride][::-1]  # from the end, so that the last value is kept
-
-
-def _flattened(value: Any, key: str = "") -> dict[str, str]:
-    if isinstance(value, Mapping) and value:
-        return {name: text for child in value for name, text in _flattened(value[child], f"{key}.{child}" if key else str(child)).items()}
-    return {key: value if isinstance(value, str) else json.dumps(value, default=str)}
 
 
 def differing(runs: Sequence[Run]) -> list[str]:

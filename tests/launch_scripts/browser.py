@@ -18,14 +18,13 @@ import fcntl
 import json
 import os
 import select
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
-
-from tests.launch_scripts.chromium import chromium
 
 # Chromium reads commands from descriptor 3 and answers on 4. They are put there after the fork, from numbers that cannot be 3 or 4.
 _START = "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); os.execvp(sys.argv[3], sys.argv[3:])"
@@ -36,6 +35,11 @@ _OPTIONS = (
     "--use-gl=angle --use-angle=gl-egl --ignore-gpu-blocklist --enable-unsafe-swiftshader"
 ).split()
 _KEY_CODES = {"Tab": 9, "Escape": 27, "PageUp": 33, "PageDown": 34, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}
+
+
+def chromium() -> str | None:
+    """Path of the browser, or None."""
+    return shutil.which("chromium") or shutil.which("chromium-browser")
 
 
 class BrowserError(RuntimeError):
@@ -215,6 +219,16 @@ class Browser:
             self.complaints.append(details.get("exception", {}).get("description", details["text"]))
         elif event.get("method") == "Runtime.consoleAPICalled" and parameters["type"] == "error":
             self.complaints.append(" ".join(str(item.get("value", item.get("description"))) for item in parameters["args"]))
+
+
+def loaded_images(page: Path) -> int:
+    """Number of images that the browser shows on the page. The page itself is not changed."""
+    with tempfile.TemporaryDirectory() as folder, Browser(Path(folder)) as browser:
+        # Beside nothing else: a picture the page merely refers to is not found there.
+        copy = Path(folder) / "page.html"
+        copy.write_bytes(page.read_bytes())
+        browser.open(copy.as_uri())
+        return browser.evaluate("[...document.images].filter(image => image.complete && image.naturalWidth > 0).length")
 
 
 def main(page: str, picture: str, *clicks: str) -> None:

@@ -11,8 +11,7 @@ from launch_scripts.gallery_page.build import key_file, write_gallery, write_stu
 from launch_scripts.gallery_page.model_viewer import model_viewer
 from launch_scripts.gallery_page.runs import read_runs
 from launch_scripts.gallery_page.tally import tally
-from tests.launch_scripts.browser import Browser
-from tests.launch_scripts.chromium import chromium
+from tests.launch_scripts.browser import Browser, chromium
 from tests.launch_scripts.gallery_runs import METHODS, PROMPTS, make_comparison, make_run
 
 LOADED = "document.querySelectorAll('.stage.loaded').length"

@@ -15,7 +15,7 @@ from launch_scripts.lab.routes import ROUTES
 from threestudio_pgc.diffusion.methods import METHODS
 from threestudio_pgc.pixelgrad.linear_map import load_linear_map
 
-from .chromium import chromium, loaded_images
+from .browser import chromium, loaded_images
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from launch_scripts.lab.page import Section, write_page
-from tests.launch_scripts.chromium import chromium, loaded_images
+from tests.launch_scripts.browser import chromium, loaded_images
 from threestudio_pgc.export.pictures import save_png
 
 NASTY = "<script>alert(1)</script>&\"'"

@@ -62,6 +62,11 @@ class Mesh:
         self.v_tex, self.t_tex_idx = v_tex, t_tex_idx
 
 
+def _box(radius: float) -> Tensor:
+    """(2,3) lowest and highest corner of [-radius, radius]^3."""
+    return torch.tensor([[-float(radius)] * 3, [float(radius)] * 3])
+
+
 class BaseGeometry(BaseModule):
     """A shape, and features at points on it."""
 
@@ -89,8 +94,7 @@ class BaseExplicitGeometry(BaseGeometry):
     bbox: Tensor  # (2,3)
 
     def configure(self) -> None:
-        radius = float(self.cfg.radius)
-        self.register_buffer("bbox", torch.tensor([[-radius] * 3, [radius] * 3]))
+        self.register_buffer("bbox", _box(self.cfg.radius))
 
     def initialize_shape(self) -> None:
         """Fit the initial shape, before training."""
@@ -151,8 +155,7 @@ class Renderer(BaseModule):
 
     def configure(self, geometry: BaseGeometry, material: BaseMaterial, background: BaseBackground) -> None:
         self._shared = _Shared(geometry, material, background)
-        radius = float(self.cfg.radius)
-        self.register_buffer("bbox", torch.tensor([[-radius] * 3, [radius] * 3]))
+        self.register_buffer("bbox", _box(self.cfg.radius))
 
     def forward(self, *args, **kwargs) -> dict[str, Any]:
         raise NotImplementedError
